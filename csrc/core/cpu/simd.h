@@ -1,0 +1,21 @@
+// One source, several ISAs: how the CPU ops are vectorised.
+//
+// An op is plain loops in WANDA_EXT_INLINE functions under one WANDA_EXT_CLONES entry. gcc compiles
+// the entry, with all that is inlined into it, once for each ISA below and picks one when the
+// library is loaded. What is not inlined would stay at the baseline ISA, so no std:: call and no
+// lambda goes into a hot loop. Every clone gives the same bits: sums are written out in the order
+// they are added, and -ffp-contract=off keeps a * b + c two roundings.
+#pragma once
+
+#include <cstdint>
+
+#if defined(WANDA_EXT_NO_CLONES) || !defined(__x86_64__) || !defined(__GLIBC__) || \
+    !defined(__GNUC__) || defined(__clang__)
+#define WANDA_EXT_CLONES
+#elif __GNUC__ >= 12
+#define WANDA_EXT_CLONES __attribute__((target_clones("default", "avx2", "arch=x86-64-v4")))
+#else
+#define WANDA_EXT_CLONES __attribute__((target_clones("default", "avx2")))
+#endif
+
+#define WANDA_EXT_INLINE inline __attribute__((always_inline))

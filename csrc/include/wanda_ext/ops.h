@@ -1,0 +1,106 @@
+// The contract of every op: shapes, order of arithmetic, what happens to bad input.
+//
+//   y[m,n] = x[m,k] @ W[n,k]^T    m tokens, k in-features, n out-features
+//   S[n,k] = |W[n,k]| * input_norm[k],  input_norm[k] = sqrt(sum over tokens of x[m,k]^2)
+//                                       (Wanda, arXiv:2306.11695, section 3)
+//
+// Every function checks its arguments and returns a Status; none throws, allocates device memory or
+// synchronises. Masks, packed data and input_sumsq have the same bits on every thread count, ISA
+// and device: nothing is contracted to fma, and every sum follows the tree written here.
+//
+// Sparsity is keep of group: 2:4 keeps 2 of every 4 consecutive columns of a row. Scores compare as
+// fp32 |W| * norm (one rounding). Of equal scores the lower column is pruned first. A kept -0.0 is
+// written +0.0. `bad`, where given, receives the lowest row that holds a NaN or infinite score, or
+// -1; such a row is left unchanged.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "wanda_ext/matrix_view.h"
+#include "wanda_ext/nm24.h"
+#include "wanda_ext/parallel.h"
+#include "wanda_ext/status.h"
+
+typedef struct CUstream_st* cudaStream_t;  // as in cuda_runtime_api.h, which is not needed here
+
+namespace wanda_ext {
+
+// The tree of input_sumsq. Squares are rounded to fp32 and added in fp32, row by row, from +0 over
+// each kRowsPerChunk rows; the chunk sums of a group of kChunksPerGroup are added in fp64 in row
+// order from 0; the group sums likewise; that total is added to acc once. A dropped token adds
+// nothing but keeps its place, so it splits no chunk differently.
+constexpr std::int64_t kRowsPerChunk = 32;
+constexpr std::int64_t kChunksPerGroup = 8;
+
+constexpr std::int64_t kMaxCols = 131072;  // of the row selection
+constexpr int kMaxGroup = 32;              // of the keep:group selection
+
+// acc[k] += sum over tokens of x[m,k]^2.   x [m,k]; acc [k] fp64; keep [m] or null (all).
+Status input_sumsq(double* acc, ConstMatrixView x, const bool* keep, const ParallelFor& parallel);
+
+// Zeroes the n_prune lowest scores of each row of weight [n,k] in place; input_norm [k] fp32 or
+// null (magnitude: S = |W|). 0 <= n_prune <= k <= kMaxCols. workspace holds one row of keys a
+// thread: prune_rows_workspace(k, parallel.threads) bytes, 64-byte aligned.
+std::size_t prune_rows_workspace(std::int64_t k, int threads);
+Status prune_rows(MatrixView weight, const float* input_norm, std::int64_t n_prune,
+                  std::int32_t* bad, void* workspace, const ParallelFor& parallel);
+
+// Keeps the `keep` highest scores of each `group` consecutive columns, in place.
+// 0 < keep <= group <= kMaxGroup, k % group == 0.
+Status prune_nm(MatrixView weight, const float* input_norm, int keep, int group, std::int32_t* bad,
+                const ParallelFor& parallel);
+
+// values [n,k/2] and canonical meta [n,k/16], both contiguous, from a weight that is 2:4; k % 16
+// == 0. Any zero is stored +0.0. A row with three or more non-zeros in a group is reported in `bad`
+// (lowest such row, or -1) and packed as zeros.
+Status pack_24(ConstMatrixView weight, void* values, std::int16_t* meta, std::int32_t* bad,
+               const ParallelFor& parallel);
+
+// The exact inverse: weight [n,k] from values [n,k/2] and meta in `order`.
+Status unpack_24(const void* values, const std::int16_t* meta, MetaOrder order, MatrixView weight,
+                 const ParallelFor& parallel);
+
+// Rewrites the metadata of an n x k matrix from one order to another. src holds padded_rows_24(src_
+// order, n) * padded_cols_24(src_order, k) / 16 words, dst likewise; padding is kPaddingMeta.
+Status order_meta_24(const std::int16_t* src, MetaOrder src_order, std::int16_t* dst,
+                     MetaOrder dst_order, std::int64_t n, std::int64_t k,
+                     const ParallelFor& parallel);
+
+// y [m,n] = x [m,k] @ W^T (+ bias [n]), W packed as by pack_24 with meta in `order`; x, values,
+// bias and y of one dtype, fp32 accumulation in an order that depends on k alone.
+// A pruned column of x is not multiplied: where dense makes a NaN of 0 * inf, y stays finite.
+// workspace: linear_24_workspace(m, n, k, parallel.threads) bytes, 64-byte aligned.
+std::size_t linear_24_workspace(std::int64_t m, std::int64_t n, std::int64_t k, int threads);
+Status linear_24(ConstMatrixView x, const void* values, const std::int16_t* meta, MetaOrder order,
+                 const void* bias, MatrixView y, void* workspace, const ParallelFor& parallel);
+
+// The same ops on device memory and the caller's stream, capturable in a CUDA graph.
+namespace cuda {
+
+// workspace: input_sumsq_workspace(m, k) bytes of device memory.
+std::size_t input_sumsq_workspace(std::int64_t m, std::int64_t k);
+Status input_sumsq(double* acc, ConstMatrixView x, const bool* keep, void* workspace,
+                   cudaStream_t stream);
+
+Status prune_rows(MatrixView weight, const float* input_norm, std::int64_t n_prune,
+                  std::int32_t* bad, cudaStream_t stream);
+Status prune_nm(MatrixView weight, const float* input_norm, int keep, int group, std::int32_t* bad,
+                cudaStream_t stream);
+Status pack_24(ConstMatrixView weight, void* values, std::int16_t* meta, std::int32_t* bad,
+               cudaStream_t stream);
+Status unpack_24(const void* values, const std::int16_t* meta, MetaOrder order, MatrixView weight,
+                 cudaStream_t stream);
+Status order_meta_24(const std::int16_t* src, MetaOrder src_order, std::int16_t* dst,
+                     MetaOrder dst_order, std::int64_t n, std::int64_t k, cudaStream_t stream);
+
+// prune_nm with 2:4, then pack_24, in one pass that leaves the weight as it is. A row that prune_nm
+// would report in `bad` is reported, and packed as zeros. k % 16 == 0.
+Status prune_pack_24(ConstMatrixView weight, const float* input_norm, void* values,
+                     std::int16_t* meta, std::int32_t* bad, cudaStream_t stream);
+
+// "4.2.0": the CUTLASS headers this library was compiled with.
+const char* cutlass_version();
+
+}  // namespace cuda
+}  // namespace wanda_ext

@@ -1,0 +1,208 @@
+// linear_24 against its summation tree in plain loops, bit for bit, and against a double sum.
+#include "check.h"
+#include "wanda_ext/ops.h"
+
+namespace wanda_ext {
+namespace {
+
+using testing::Matrix;
+using testing::Random;
+
+constexpr MetaOrder kAllOrders[] = {MetaOrder::kCanonical, MetaOrder::kSm80, MetaOrder::kSm90};
+
+struct Problem {
+  Matrix x;
+  Matrix values;
+  std::vector<std::int16_t> meta;  // canonical
+  Matrix bias;
+
+  Problem(DType dtype, std::int64_t m, std::int64_t n, std::int64_t k)
+      : x(dtype, m, k, k + 5),
+        values(dtype, n, k / 2),
+        meta(static_cast<std::size_t>(n * k / kColumnsPerMeta)),
+        bias(dtype, 1, n) {
+    Random random(static_cast<std::uint64_t>((m * 1000 + n) * 10000 + k));
+    x.fill(random);
+    values.fill(random);
+    bias.fill(random);
+    for (std::int16_t& word : meta) {
+      unsigned bits = 0;
+      for (int g = 0; g < 4; ++g) {
+        unsigned nonzeros = 0;
+        while (nonzeros == 0 || (nonzeros & (nonzeros - 1)) == 0) {
+          nonzeros = static_cast<unsigned>(random.below(16));
+        }
+        bits |= nibble_24(nonzeros) << (4 * g);
+      }
+      word = static_cast<std::int16_t>(bits);
+    }
+  }
+
+  std::int64_t m() const { return x.rows(); }
+  std::int64_t n() const { return values.rows(); }
+  std::int64_t k() const { return x.cols(); }
+
+  std::int64_t column(std::int64_t row, std::int64_t j) const {
+    const unsigned word = static_cast<std::uint16_t>(
+        meta[static_cast<std::size_t>(row * (k() / kColumnsPerMeta) + j / 8)]);
+    return j / 2 * 4 + (word >> (j % 8 * 2) & 3);
+  }
+};
+
+// The tree of linear_24, and through `exact` the same sum in double.
+float sum_by_hand(const Problem& problem, std::int64_t token, std::int64_t row, double* exact,
+                  double* magnitude) {
+  float sum = 0;
+  for (std::int64_t first = 0; first < problem.k() / 2; first += 128) {
+    float lanes[8] = {};
+    for (std::int64_t j = first; j < problem.k() / 2 && j < first + 128; ++j) {
+      const float product =
+          problem.values.get(row, j) * problem.x.get(token, problem.column(row, j));
+      lanes[j % 8] += product;
+      *exact += static_cast<double>(problem.values.get(row, j)) *
+                problem.x.get(token, problem.column(row, j));
+      *magnitude += std::fabs(product);
+    }
+    sum += ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) +
+           ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
+  }
+  return sum;
+}
+
+Matrix linear_by_hand(const Problem& problem, bool with_bias) {
+  Matrix y(problem.x.dtype(), problem.m(), problem.n(), problem.n() + 3);
+  for (std::int64_t t = 0; t < problem.m(); ++t) {
+    for (std::int64_t r = 0; r < problem.n(); ++r) {
+      double exact = 0, magnitude = 0;
+      const float sum = sum_by_hand(problem, t, r, &exact, &magnitude);
+      CHECK(!(std::fabs(sum - exact) > 1e-5 * magnitude));
+      y.set(t, r, with_bias ? sum + problem.bias.get(0, r) : sum);
+    }
+  }
+  return y;
+}
+
+class Workspace {
+ public:
+  explicit Workspace(std::size_t bytes) : bytes_(bytes), memory_(bytes + 128, 0x5a) {}
+  ~Workspace() {
+    for (std::size_t i = 0; i < 64; ++i) CHECK(data()[bytes_ + i] == 0x5a);
+  }
+  unsigned char* data() {
+    return memory_.data() + (64 - reinterpret_cast<std::uintptr_t>(memory_.data()) % 64) % 64;
+  }
+
+ private:
+  std::size_t bytes_;
+  std::vector<unsigned char> memory_;
+};
+
+Matrix linear(Problem& problem, MetaOrder order, bool with_bias, int threads) {
+  const std::int64_t n = problem.n(), k = problem.k();
+  std::vector<std::int16_t> meta(static_cast<std::size_t>(
+      padded_rows_24(order, n) * padded_cols_24(order, k) / kColumnsPerMeta));
+  CHECK_OK(order_meta_24(problem.meta.data(), MetaOrder::kCanonical, meta.data(), order, n, k,
+                         serial()));
+  Matrix y(problem.x.dtype(), problem.m(), n, n + 3);
+  Workspace workspace(linear_24_workspace(problem.m(), n, k, threads));
+  CHECK_OK(linear_24(problem.x.view(), problem.values.view().data, meta.data(), order,
+                     with_bias ? problem.bias.view().data : nullptr, y.view(), workspace.data(),
+                     std_threads(threads)));
+  return y;
+}
+
+void test_shape(DType dtype, std::int64_t m, std::int64_t n, std::int64_t k) {
+  Problem problem(dtype, m, n, k);
+  const Matrix expected = linear_by_hand(problem, false);
+  for (MetaOrder order : kAllOrders) CHECK(linear(problem, order, false, 1) == expected);
+  const Matrix with_bias = linear_by_hand(problem, true);
+  for (int threads : {1, 2, 5}) {
+    CHECK(linear(problem, MetaOrder::kCanonical, true, threads) == with_bias);
+  }
+}
+
+// A token gives the same bits whatever other tokens come with it.
+void test_tokens_alone() {
+  Problem many(DType::kFloat32, 21, 37, 528);
+  const Matrix together = linear(many, MetaOrder::kCanonical, true, 2);
+  for (std::int64_t t = 0; t < many.m(); ++t) {
+    Problem one = many;
+    one.x = Matrix(DType::kFloat32, 1, 528);
+    for (std::int64_t c = 0; c < 528; ++c) one.x.set(0, c, many.x.get(t, c));
+    const Matrix alone = linear(one, MetaOrder::kCanonical, true, 1);
+    for (std::int64_t r = 0; r < many.n(); ++r) CHECK(alone.get(0, r) == together.get(t, r));
+  }
+}
+
+// Infinity reaches exactly the rows that keep its column.
+void test_pruned_columns_are_not_read(std::int64_t m) {
+  Problem problem(DType::kFloat32, m, 33, 64);
+  problem.x.set(m - 1, 21, INFINITY);
+  const Matrix y = linear(problem, MetaOrder::kCanonical, false, 1);
+  std::int64_t finite = 0;
+  for (std::int64_t r = 0; r < problem.n(); ++r) {
+    bool kept = false;
+    for (std::int64_t j = 0; j < problem.k() / 2; ++j) kept |= problem.column(r, j) == 21;
+    CHECK(std::isinf(y.get(m - 1, r)) == kept);
+    finite += !kept;
+    if (m > 1) CHECK(std::isfinite(y.get(0, r)));
+  }
+  CHECK(finite > 0 && finite < problem.n());
+}
+
+void test_empty() {
+  Problem problem(DType::kBFloat16, 2, 3, 16);
+  problem.x = Matrix(DType::kBFloat16, 0, 16);
+  CHECK(linear(problem, MetaOrder::kCanonical, true, 2).rows() == 0);
+  for (std::int64_t m : {2, 6}) {
+    Problem no_columns(DType::kFloat16, m, 3, 0);
+    const Matrix y = linear(no_columns, MetaOrder::kSm90, true, 2);
+    for (std::int64_t r = 0; r < 3; ++r) CHECK(y.get(m - 1, r) == no_columns.bias.get(0, r));
+  }
+  Problem no_rows(DType::kFloat32, 2, 0, 32);
+  CHECK(linear(no_rows, MetaOrder::kSm80, false, 2).cols() == 0);
+}
+
+void test_bad_arguments() {
+  Problem problem(DType::kFloat32, 2, 3, 32);
+  Matrix y(DType::kFloat32, 2, 3);
+  Workspace workspace(linear_24_workspace(2, 3, 32, 1));
+  const auto call = [&](MatrixView x, MatrixView out, int order, void* space) {
+    return linear_24(x, problem.values.view().data, problem.meta.data(),
+                     static_cast<MetaOrder>(order), nullptr, out, space, serial());
+  };
+  MatrixView x = problem.x.view();
+  CHECK_OK(call(x, y.view(), 0, workspace.data()));
+  CHECK_INVALID(call(x, y.view(), 81, workspace.data()), "got 81");
+  CHECK_INVALID(call(x, y.view(), 0, workspace.data() + 4), "aligned to 64");
+  x.cols = 24;
+  CHECK_INVALID(call(x, y.view(), 0, workspace.data()), "multiple of 16, got 24");
+  x = problem.x.view();
+  x.rows = 1;
+  CHECK_INVALID(call(x, y.view(), 0, workspace.data()), "1 of float32, got 2 of float32");
+  Matrix half(DType::kFloat16, 2, 3);
+  CHECK_INVALID(call(problem.x.view(), half.view(), 0, workspace.data()), "got 2 of float16");
+  CHECK_INVALID(linear_24(problem.x.view(), nullptr, problem.meta.data(), MetaOrder::kCanonical,
+                          nullptr, y.view(), workspace.data(), serial()),
+                "values is a null pointer");
+}
+
+}  // namespace
+}  // namespace wanda_ext
+
+int main() {
+  using namespace wanda_ext;
+  for (DType dtype : testing::kAllDTypes) {
+    for (std::int64_t m : {1, 3, 4, 5, 16, 17, 40}) {
+      test_shape(dtype, m, 7, 16);
+      test_shape(dtype, m, 70, 272);
+    }
+    test_shape(dtype, 2, 33, 1040);
+    test_shape(dtype, 275, 35, 528);
+  }
+  test_tokens_alone();
+  for (std::int64_t m : {1, 20}) test_pruned_columns_are_not_read(m);
+  test_empty();
+  test_bad_arguments();
+  return testing::finish();
+}
