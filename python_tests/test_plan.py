@@ -1,0 +1,67 @@
+"""Which linears are pruned to what, and why others stay."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from models import changed, tiny_model, token_ids, weights_of
+from torch import nn
+
+from wanda_ext.prune import prune_model
+
+QUIET = {"swap": False, "progress": False}
+UP = "model.layers.1.mlp.up_proj"
+
+
+def test_sparsity_by_module_and_ignore():
+    model = tiny_model()
+    before = weights_of(model)
+    spec = {"*.mlp.*": "2:4", "*.q_proj": 0.25}
+    report = prune_model(
+        model, token_ids(), spec, ignore=["*.down_proj", "model.layers.0"], **QUIET
+    )
+    lines = {line.name: line for line in report.linears}
+    assert lines["model.layers.0.mlp.up_proj"].status == "ignored"
+    assert lines["model.layers.1.mlp.down_proj"].status == "ignored"
+    assert lines["model.layers.1.self_attn.k_proj"].status == "left dense"
+    assert lines[UP].reached == 0.5
+    assert lines["model.layers.1.self_attn.q_proj"].asked == "25%"
+    assert set(changed(model, before)) == {f"{line.name}.weight" for line in report.pruned}
+    assert len(report.pruned) == 2 * 3
+    only = prune_model(tiny_model(), token_ids(), 0.5, ignore="*.mlp.*", **QUIET)
+    assert len(only.pruned) == 3 * 4
+
+
+def test_shared_weights_are_pruned_once():
+    model = tiny_model()
+    first, last = model.model.layers[0].mlp.up_proj, model.model.layers[2].mlp.up_proj
+    last.weight = first.weight
+    report = prune_model(model, token_ids(), 0.5, **QUIET)
+    lines = {line.name: line for line in report.linears}
+    assert lines["model.layers.2.mlp.up_proj"].status == (
+        "shares the weight of model.layers.0.mlp.up_proj"
+    )
+    assert float((first.weight == 0).float().mean()) == 0.5
+
+
+def test_linears_that_are_never_called_are_reported():
+    model = tiny_model()
+    model.model.layers[1].idle = nn.Linear(16, 16)
+    before = weights_of(model)
+    report = prune_model(model, token_ids(), 0.5, **QUIET)
+    line = next(line for line in report.linears if line.name.endswith("idle"))
+    assert (line.status, line.reached) == ("never called", 0.0)
+    assert "model.layers.1.idle.weight" not in changed(model, before)
+    assert "never called" in str(report)
+
+
+def test_weights_are_checked_before_any_block():
+    model = tiny_model()
+    model.model.layers[2].mlp.up_proj.to(torch.float64)
+    before = weights_of(model)
+    with pytest.raises(ValueError, match=r"layers\.2\.mlp\.up_proj\.weight is float64"):
+        prune_model(model, token_ids(), 0.5, **QUIET)
+    assert changed(model, before) == []
+    model.config.quantization_config = {"quant_method": "gptq"}
+    with pytest.raises(ValueError, match=r"quantized \(gptq\)"):
+        prune_model(model, token_ids(), 0.5, **QUIET)

@@ -1,0 +1,66 @@
+"""PruneReport: file, totals, table."""
+
+from __future__ import annotations
+
+import pytest
+
+from wanda_ext.report import LinearReport, PruneReport
+
+
+def two_linears() -> PruneReport:
+    done = LinearReport(
+        name="layers.0.up",
+        shape=(8, 16),
+        dtype="float32",
+        asked="50%",
+        reached=0.5,
+        status="pruned",
+        score_kept=3.0,
+        score_lost=1.0,
+        tokens=64,
+        seconds=0.002,
+        path="cpu",
+    )
+    idle = LinearReport("layers.0.gate", (8, 16), "float32", None, 0.25, status="ignored")
+    return PruneReport(
+        [done, idle],
+        swap="swapped nothing: swap=False",
+        status="complete",
+        seconds=1.25,
+        peak_memory={"cpu": 2**30},
+        arguments={"sparsity": "50%", "ignore": ["*.gate"]},
+        versions={"torch": "2"},
+    )
+
+
+def test_round_trip(tmp_path):
+    report = two_linears()
+    report.save(tmp_path / "report.json")
+    assert PruneReport.load(tmp_path / "report.json") == report
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"linears": [{"shape": 3}]}', '{"linears": 1}'])
+def test_foreign_file(tmp_path, text):
+    (tmp_path / "report.json").write_text(text)
+    with pytest.raises(ValueError, match=r"report\.json is not a prune report"):
+        PruneReport.load(tmp_path / "report.json")
+
+
+def test_totals_count_pruned_linears_only():
+    report = two_linears()
+    assert report.sparsity == 0.5
+    assert [linear.name for linear in report.pruned] == ["layers.0.up"]
+    assert report.pruned[0].lost == 0.25
+    assert PruneReport().sparsity == 0.0
+    assert report.linears[1].lost == 0.0
+
+
+def test_table():
+    lines = str(two_linears()).splitlines()
+    assert lines[0] == "swapped nothing: swap=False"
+    cells = [" ".join(line.split()) for line in lines[2:4]]
+    assert cells[0] == "layers.0.up 8x16 float32 50% 50.00% 25.00% 64 2.0 cpu"
+    assert cells[1] == "layers.0.gate 8x16 float32 - 25.00% - - - ignored"
+    assert lines[4].startswith("complete: 1 of 2 linears pruned, 0.0 M weights, 50.00% zeros, 1.2")
+    assert "peak memory cpu 1.00 GiB" in lines[4]
+    assert len({line.find("float32") for line in lines[2:4]}) == 1  # columns are aligned

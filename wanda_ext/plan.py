@@ -1,0 +1,76 @@
+"""What to prune and what not: every linear of every block, with its sparsity or why it has none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from wanda_ext.blocks import check_weight, find_blocks, linears_of, weight_shape
+from wanda_ext.sparsity import Sparsity, SparsitySpec, check_globs, matches, sparsity_for
+
+
+@dataclass(frozen=True)
+class PlannedLinear:
+    name: str  # in the model
+    module: nn.Module
+    sparsity: Sparsity | None  # None: it stays as it is
+    status: str  # "planned", or why it stays
+
+
+@dataclass(frozen=True)
+class PlannedBlock:
+    name: str
+    module: nn.Module
+    linears: dict[str, PlannedLinear]  # by name in the block
+
+    @property
+    def targets(self) -> dict[str, PlannedLinear]:
+        """The linears to prune."""
+        return {name: linear for name, linear in self.linears.items() if linear.sparsity}
+
+
+def plan_blocks(
+    model: nn.Module,
+    spec: SparsitySpec,
+    ignore: Sequence[str] = (),
+    blocks: str | nn.ModuleList | None = None,
+) -> list[PlannedBlock]:
+    """Decides for every linear before any is touched; a weight that several share counts once.
+
+    Raises ValueError, naming the module, where no blocks are found, a glob matches nothing, a
+    sparsity does not fit a shape, a weight is no plain float matrix, or nothing is left to prune.
+    """
+    found = [(path, block, linears_of(block)) for path, block in find_blocks(model, blocks)]
+    check_globs(ignore, [name for name, _ in model.named_modules()], "ignore glob")
+    if isinstance(spec, Mapping):
+        names = [f"{path}.{name}" for path, _, linears in found for name in linears]
+        check_globs(spec, names, "sparsity glob")
+    owners: dict[int, str] = {}
+    plan = []
+    for path, block, linears in found:
+        planned = {}
+        for short, module in linears.items():
+            name = f"{path}.{short}"
+            planned[short] = _planned(name, module, spec, ignore, owners)
+        plan.append(PlannedBlock(path, block, planned))
+    if not any(block.targets for block in plan):
+        raise ValueError("there is nothing to prune: every linear is ignored or left dense")
+    return plan
+
+
+def _planned(
+    name: str, module: nn.Module, spec: SparsitySpec, ignore: Sequence[str], owners: dict[int, str]
+) -> PlannedLinear:
+    if any(matches(glob, name) for glob in ignore):
+        return PlannedLinear(name, module, None, "ignored")
+    sparsity = sparsity_for(spec, name, module)
+    if sparsity is None:
+        return PlannedLinear(name, module, None, "left dense")
+    check_weight(name, module)
+    owner = owners.setdefault(id(module.weight), name)
+    if owner != name:
+        return PlannedLinear(name, module, None, f"shares the weight of {owner}")
+    sparsity.check(name, *weight_shape(module))
+    return PlannedLinear(name, module, sparsity, "planned")

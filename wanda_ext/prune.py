@@ -1,0 +1,230 @@
+"""prune_model: statistics, scores, zeros, block by block, and every block committed whole."""
+
+from __future__ import annotations
+
+import platform
+import random
+import resource
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from time import perf_counter
+from typing import Any, Literal
+
+import torch
+import transformers
+from torch import nn
+from tqdm.auto import tqdm
+
+from wanda_ext.blocks import check_prunable, context_of, vocab_size_of
+from wanda_ext.calibration import calibration_batches
+from wanda_ext.checkpoint import swap_linears
+from wanda_ext.commit import pruned_block
+from wanda_ext.methods import Method, get_method
+from wanda_ext.plan import PlannedBlock, PlannedLinear, plan_blocks
+from wanda_ext.report import PruneReport
+from wanda_ext.sparsity import NM, SparsitySpec, spec_text
+from wanda_ext.walk import Walk, on_device
+
+
+class PruneError(RuntimeError):
+    """A prune that stopped. `report` tells which blocks are pruned; the others are untouched."""
+
+    def __init__(self, message: str, report: PruneReport) -> None:
+        super().__init__(message)
+        self.report = report
+
+
+def prune_model(
+    model: nn.Module,
+    calib: Any = None,
+    sparsity: SparsitySpec = "2:4",
+    *,
+    method: str | Method = "wanda",
+    tokenizer: Any = None,
+    nsamples: int = 128,
+    seqlen: int | None = None,
+    seed: int = 0,
+    batch_size: int | None = None,
+    device: torch.device | str | None = None,
+    ignore: str | Iterable[str] = (),
+    blocks: str | nn.ModuleList | None = None,
+    swap: bool | Literal["auto"] = "auto",
+    tokens: Sequence[int] = (1, 8, 2048),
+    progress: bool = True,
+) -> PruneReport:
+    """Prunes the linears of a causal language model's decoder blocks in place.
+
+    model: fp32, bf16 or fp16, in memory. calib: texts, tokens, a dataset, a file, "builtin", "c4",
+    "wikitext2" or a Hub id (see calibration.py); unused by methods that need no inputs. sparsity:
+    0.5, "50%", "2:4", any "keep:group", a mapping glob -> sparsity, or a callable (name, module).
+    tokenizer: for text; default: the model's own. seqlen: default min(2048, the model's context).
+    device: where one block at a time is moved to; default: where the model is. ignore: globs of
+    modules to leave alone. blocks: the path of the block list where it is not found. swap: put
+    packed 2:4 linears in always, never, or ("auto") where they are faster at `tokens` rows a call.
+
+    A block is scored on what the pruned blocks before it pass on: S = |W| * input_norm within each
+    row or group (Wanda, arXiv:2306.11695, section 3 and algorithm 1).
+
+    Raises ValueError or TypeError before any work where the arguments and the model do not fit, and
+    PruneError where a block fails: earlier blocks are pruned then, that one and later ones are as
+    they were, bit for bit. KeyboardInterrupt leaves the same state, and has a `report` too.
+    """
+    check_prunable(model)
+    method = get_method(method)
+    ignore = [ignore] if isinstance(ignore, str) else list(ignore)
+    plan = plan_blocks(model, sparsity, ignore, blocks)
+    at = None if device is None else torch.device(device)
+    _check_options(model, plan, swap, tokens, at)
+    report = PruneReport(versions=_versions())
+    report.arguments = {
+        "model": getattr(model, "name_or_path", "") or type(model).__name__,
+        "calib": calib if isinstance(calib, str) else type(calib).__name__,
+        "sparsity": spec_text(sparsity),
+        "method": repr(method),
+        "nsamples": nsamples,
+        "seqlen": seqlen,
+        "seed": seed,
+        "batch_size": batch_size,
+        "device": None if at is None else str(at),
+        "ignore": ignore,
+        "swap": swap,
+        "tokens": list(tokens),
+    }
+    with _preserved(model):
+        batches = []
+        if method.needs_inputs:
+            batches = calibration_batches(
+                calib,
+                tokenizer=getattr(model, "name_or_path", "") if tokenizer is None else tokenizer,
+                nsamples=nsamples,
+                seqlen=seqlen,
+                seed=seed,
+                batch_size=batch_size,
+                context=context_of(model),
+                vocab_size=vocab_size_of(model),
+            )
+        with _reported(report, model, at):
+            walk = None
+            if batches:
+                walk = Walk(model, [(block.name, block.module) for block in plan], batches, at)
+            last = max(i for i, block in enumerate(plan) if block.targets)
+            for i, block in enumerate(tqdm(plan, "pruning", unit="block", disable=not progress)):
+                report.status = block.name
+                modules = {name: linear.module for name, linear in block.targets.items()}
+                with on_device(block.module, at):
+                    found = walk.statistics(i, modules) if walk else None
+                    with pruned_block(block, method, found) as lines:
+                        if walk and i < last:
+                            walk.advance(i)
+                report.linears += lines
+            report.status = "swap"
+            report.swap = _swap(model, plan, swap)
+    return report
+
+
+def _check_options(
+    model: nn.Module,
+    plan: list[PlannedBlock],
+    swap: bool | str,
+    tokens: Sequence[int],
+    device: torch.device | None,
+) -> None:
+    if not isinstance(swap, bool) and swap != "auto":
+        raise ValueError(f"swap must be 'auto', True or False, not {swap!r}")
+    if not isinstance(tokens, Sequence) or not tokens or min(tokens) < 1:
+        raise ValueError(f"tokens must be row counts such as (1, 8, 2048), not {tokens!r}")
+    if swap is True:
+        for linear in _targets(plan):
+            if linear.sparsity != NM(2, 4):
+                raise ValueError(
+                    f"swap=True packs 2:4 linears, and {linear.name} becomes {linear.sparsity}: "
+                    "pass sparsity='2:4', or swap=False"
+                )
+    spread = set(map(str, (getattr(model, "hf_device_map", None) or {}).values()))
+    if device is not None and len(spread) > 1:
+        raise ValueError(
+            f"device={str(device)!r} moves blocks that a device_map has spread over "
+            f"{', '.join(sorted(spread))}: leave device out"
+        )
+
+
+def _targets(plan: list[PlannedBlock]) -> list[PlannedLinear]:
+    return [linear for block in plan for linear in block.targets.values()]
+
+
+def _swap(model: nn.Module, plan: list[PlannedBlock], swap: bool | str) -> str:
+    """Puts packed linears in where asked, and says in one line what was swapped and why not."""
+    names = [linear.name for linear in _targets(plan) if linear.sparsity == NM(2, 4)]
+    if swap is False:
+        return "swapped nothing: swap=False"
+    if not names:
+        return "swapped nothing: no linear is 2:4"
+    if swap == "auto":
+        device = next(model.parameters()).device.type
+        why = "they save memory there, not time" if device == "cpu" else "no timings of theirs"
+        return f"swapped nothing: packed linears are not known to be faster on {device} ({why})"
+    outcome = swap_linears(model, names)
+    dense = [f"{name}: {reason}" for name, reason in outcome.items() if reason != "packed"]
+    line = f"swapped {len(names) - len(dense)} of {len(names)} 2:4 linears for packed ones"
+    return "; ".join([line, *dense])
+
+
+@contextmanager
+def _reported(report: PruneReport, model: nn.Module, at: torch.device | None) -> Iterator[None]:
+    """Completes the report, and hands it out with whatever stops the body."""
+    devices = {parameter.device for parameter in model.parameters()} | ({at} if at else set())
+    cuda = [device for device in devices if device.type == "cuda"]
+    for device in cuda:
+        torch.cuda.reset_peak_memory_stats(device)
+    start = perf_counter()
+    report.status = "capture"
+    try:
+        yield
+        report.status = "complete"
+    except BaseException as error:
+        where = report.status
+        report.status = f"stopped at {where}"
+        if not isinstance(error, Exception):
+            error.report = report  # type: ignore[attr-defined]
+            raise
+        done = len({line.name for line in report.pruned})
+        raise PruneError(
+            f"{where}: {error} (stopped; {done} linears of the blocks before are pruned, this "
+            "block and later ones are unchanged)",
+            report,
+        ) from error
+    finally:
+        report.seconds = perf_counter() - start
+        report.peak_memory = {"cpu": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+        for device in cuda:
+            report.peak_memory[str(device)] = torch.cuda.max_memory_allocated(device)
+
+
+@contextmanager
+def _preserved(model: nn.Module) -> Iterator[None]:
+    """eval() and no gradients inside; afterwards training flags and random states are as before."""
+    training = [(module, module.training) for module in model.modules()]
+    state, torch_state = random.getstate(), torch.get_rng_state()
+    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
+    model.eval()
+    try:
+        with torch.inference_mode(False), torch.no_grad():
+            yield
+    finally:
+        for module, flag in training:
+            module.training = flag
+        random.setstate(state)
+        torch.set_rng_state(torch_state)
+        if cuda_states is not None:
+            torch.cuda.set_rng_state_all(cuda_states)
+
+
+def _versions() -> dict[str, str]:
+    from wanda_ext import __version__  # not above: the package is complete only now
+
+    return {
+        "wanda_ext": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }

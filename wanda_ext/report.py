@@ -1,0 +1,107 @@
+"""What a prune did: one line a linear, totals, and what to know before trusting it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass
+class LinearReport:
+    """One linear of one block. Scores are sums of S (csrc/include/wanda_ext/ops.h)."""
+
+    name: str
+    shape: tuple[int, int]  # n (out), k (in) features
+    dtype: str
+    asked: str | None  # "50%", "2:4"; None: leave it dense
+    reached: float  # share of zeros after the prune
+    status: str = "pruned"  # or why not
+    score_kept: float = 0.0
+    score_lost: float = 0.0
+    tokens: int = 0  # that its input statistic saw
+    seconds: float = 0.0  # of the selection, not of the forward passes
+    path: str = ""  # what ran: "cpu", "cuda", "cuda via cpu"
+
+    @property
+    def weights(self) -> int:
+        return self.shape[0] * self.shape[1]
+
+    @property
+    def lost(self) -> float:
+        """The share of the score that was pruned."""
+        total = self.score_kept + self.score_lost
+        return self.score_lost / total if total else 0.0
+
+
+@dataclass
+class PruneReport:
+    """Everything about one prune_model call. str() is a table whose first line tells the swap."""
+
+    linears: list[LinearReport] = field(default_factory=list)
+    swap: str = "swapped nothing"
+    status: str = "running"  # "complete", or where it stopped
+    seconds: float = 0.0
+    peak_memory: dict[str, int] = field(default_factory=dict)  # device -> bytes
+    arguments: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def pruned(self) -> list[LinearReport]:
+        return [linear for linear in self.linears if linear.status == "pruned"]
+
+    @property
+    def sparsity(self) -> float:
+        """The share of zeros over the pruned linears; 0 where there is none."""
+        weights = sum(linear.weights for linear in self.pruned)
+        zeros = sum(linear.reached * linear.weights for linear in self.pruned)
+        return zeros / weights if weights else 0.0
+
+    def save(self, path: str | Path) -> None:
+        """Writes JSON that `load` reads back."""
+        Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> PruneReport:
+        """Reads what `save` wrote. Raises ValueError where the file is something else."""
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+            linears = [
+                LinearReport(**{**linear, "shape": tuple(linear["shape"])})
+                for linear in data.pop("linears")
+            ]
+            return cls(linears=linears, **data)
+        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path} is not a prune report: {error!r}") from error
+
+    def __str__(self) -> str:
+        heads = ("linear", "shape", "dtype", "asked", "zeros", "score lost", "tokens", "ms", "path")
+        rows = [heads, *(_cells(linear) for linear in self.linears)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        table = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        return "\n".join([self.swap, *table, self._totals()])
+
+    def _totals(self) -> str:
+        memory = ", ".join(f"{d} {size / 2**30:.2f} GiB" for d, size in self.peak_memory.items())
+        weights = sum(linear.weights for linear in self.pruned)
+        return (
+            f"{self.status}: {len(self.pruned)} of {len(self.linears)} linears pruned, "
+            f"{weights / 1e6:.1f} M weights, {self.sparsity:.2%} zeros, {self.seconds:.1f} s"
+            + (f", peak memory {memory}" if memory else "")
+        )
+
+
+def _cells(linear: LinearReport) -> tuple[str, ...]:
+    pruned = linear.status == "pruned"
+    return (
+        linear.name,
+        "x".join(map(str, linear.shape)),
+        linear.dtype,
+        linear.asked or "-",
+        f"{linear.reached:.2%}",
+        f"{linear.lost:.2%}" if pruned else "-",
+        str(linear.tokens) if linear.tokens else "-",
+        f"{linear.seconds * 1e3:.1f}" if pruned else "-",
+        linear.path if pruned else linear.status,
+    )
