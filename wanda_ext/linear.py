@@ -1,0 +1,192 @@
+"""SparseLinear24: a linear layer whose 2:4 weight stays packed, in one copy.
+
+The kept values are called `weight`, so that a loader that does not know this module meets a size
+mismatch instead of filling in random numbers. Metadata is in canonical order in every state_dict
+and, in memory, in the order that the kernels of the module's device read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from wanda_ext import ops
+
+PADDING_META = 0x4444  # columns 0 and 1 of every group of four: valid metadata
+
+
+class SparseLinear24(nn.Module):
+    """y[..., n] = x[..., k] @ W.T + bias with W[n, k] 2:4 sparse: 9/16 of a dense 16-bit weight.
+
+    Takes the place of an nn.Linear, a subclass of it, or a transformers Conv1D (`dense_class`).
+    Differentiable in x and bias; the packed weight has no gradient. A new module is all zeros.
+
+    Shapes: weight [n, k/2] fp32, bf16 or fp16; meta [n, k/16] int16 in `order` (0: canonical);
+    bias [n] or None. Raises ValueError where k % 16 != 0.
+    """
+
+    meta: Tensor
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        dense_class: type[nn.Module] = nn.Linear,
+    ) -> None:
+        super().__init__()
+        if in_features % 16:
+            raise ValueError(f"its {in_features} columns are not a multiple of 16")
+        self.in_features, self.out_features = in_features, out_features
+        self.dense_class = dense_class
+        self.order = 0
+        values = torch.zeros(out_features, in_features // 2, device=device, dtype=dtype)
+        self.weight = nn.Parameter(values, requires_grad=False)
+        meta = torch.full(
+            (out_features, in_features // 16), PADDING_META, device=device, dtype=torch.int16
+        )
+        self.register_buffer("meta", meta)
+        zeros = torch.zeros(out_features, device=device, dtype=dtype)
+        self.register_parameter("bias", nn.Parameter(zeros) if bias else None)
+
+    @classmethod
+    def shaped_like(cls, dense: nn.Module) -> SparseLinear24:
+        """An empty packed module, on the meta device, for the weights of an nn.Linear or Conv1D."""
+        weight = _row_major(dense)
+        n, k = weight.shape
+        bias = dense.bias is not None
+        kind = type(dense)
+        return cls(k, n, bias, device="meta", dtype=weight.dtype, dense_class=kind).train(
+            dense.training
+        )
+
+    @classmethod
+    def from_dense(cls, dense: nn.Module) -> SparseLinear24:
+        """Packs an nn.Linear or a Conv1D; the bias is shared, the weight is a copy.
+
+        Raises ValueError, which says why, for a weight that is not 2:4 (with its row and columns),
+        whose k is not divisible by 16, that is not fp32, bf16 or fp16, or not in memory.
+        """
+        values, meta = pack(_row_major(dense))
+        packed = cls.shaped_like(dense)
+        packed.weight = nn.Parameter(values, requires_grad=False)
+        packed.meta = meta
+        packed.bias = dense.bias  # type: ignore[assignment]
+        return packed.reorder_()
+
+    def to_dense(self) -> nn.Module:
+        """The module of class `dense_class` again, its pruned weights exact zeros."""
+        weight = self.dense_weight()
+        transposed = issubclass(self.dense_class, Conv1D)
+        with torch.device("meta"):  # nothing is allocated, no random number drawn
+            dense: nn.Module = (
+                self.dense_class(self.out_features, self.in_features)
+                if transposed
+                else self.dense_class(self.in_features, self.out_features, bias=False)
+            )
+        if transposed:
+            weight = weight.T.contiguous()
+        dense.weight = nn.Parameter(weight)
+        dense.bias = self.bias  # type: ignore[assignment]
+        return dense.train(self.training)
+
+    def dense_weight(self) -> Tensor:
+        """The weight [n, k], unpacked."""
+        return ops.unpack_24(self.weight, self.meta, self.order)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.linear_24(x, self.weight, self.meta, self.order, self.bias)
+
+    def reorder_(self, order: int | None = None) -> SparseLinear24:
+        """Moves the metadata into `order`; by default into the one its device reads."""
+        if order is None:
+            order = preferred_order(self.meta.device)
+        if order != self.order:
+            self.meta, self.order = self.meta_in(order), order
+        return self
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"bias={self.bias is not None}, order={self.order}"
+        )
+
+    def meta_in(self, order: int) -> Tensor:
+        """A copy of the metadata in another order, on the same device."""
+        # Through the CPU: a build without the device's kernels can move models too.
+        meta = self.meta if self.meta.is_meta else self.meta.cpu()
+        meta = ops.order_meta_24(meta, self.out_features, self.in_features, self.order, order)
+        return meta.to(self.meta.device)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseLinear24:
+        meta = self.meta
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.meta.dtype != torch.int16:  # nn.Module.type() casts everything; these are bits
+            self.meta = meta.to(self.meta.device)
+        return self.reorder_()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.reorder_()  # an unpickler may map devices
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.order:
+            destination[f"{prefix}meta"] = self.meta_in(0)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.reorder_(0)
+        super()._load_from_state_dict(*args, **kwargs)
+        self.reorder_()
+
+
+def preferred_order(device: torch.device) -> int:
+    """The metadata order that the kernels of a device read: 90, 80, or 0 (canonical)."""
+    if device.type != "cuda":
+        return 0
+    major, _ = torch.cuda.get_device_capability(device)
+    return 90 if major == 9 else 80 if major >= 8 else 0
+
+
+def pack(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Values [n, k/2] and canonical meta [n, k/16] of a 2:4 weight [n, k]; ValueError says why not.
+
+    The message is a clause about the weight, for the caller to put after a module's name.
+    """
+    if weight.is_meta:
+        raise ValueError("its weight is not in memory (meta device)")
+    if weight.dtype not in ops.FLOATS:
+        raise ValueError(f"its weight is {weight.dtype}, not float32, bfloat16 or float16")
+    if weight.shape[1] % 16:
+        raise ValueError(f"its {weight.shape[1]} columns are not a multiple of 16")
+    bad = torch.full((1,), -1, dtype=torch.int32, device=weight.device)
+    values, meta = ops.pack_24(weight.detach().contiguous(), bad)
+    row = int(bad)
+    if row >= 0:
+        nonzeros = (weight[row].reshape(-1, 4) != 0).sum(dim=1)
+        group = int((nonzeros > 2).nonzero()[0])
+        raise ValueError(
+            f"not 2:4: row {row}, columns {4 * group} to {4 * group + 3} hold "
+            f"{int(nonzeros[group])} non-zeros"
+        )
+    return values, meta
+
+
+def _row_major(dense: nn.Module) -> Tensor:
+    """The weight [n, k] of an nn.Linear, or of a Conv1D, which stores its transpose."""
+    if not isinstance(dense, (nn.Linear, Conv1D)):
+        raise TypeError(
+            f"SparseLinear24: expected an nn.Linear or a Conv1D, got {type(dense).__name__}"
+        )
+    weight: Tensor = dense.weight
+    return weight.T if isinstance(dense, Conv1D) else weight

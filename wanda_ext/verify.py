@@ -1,0 +1,128 @@
+"""Whether the weights of a model are what pruning left: patterns, NaN, counts, metadata."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from wanda_ext.inspection import pattern_of
+from wanda_ext.linear import SparseLinear24
+from wanda_ext.report import LinearReport, PruneReport
+
+
+@dataclass(frozen=True)
+class VerifiedLinear:
+    """One linear of a model: its dense shape [n, k], what was found in it, and what is wrong."""
+
+    name: str
+    shape: tuple[int, int]
+    packed: bool
+    pattern: str  # "2:4", "4:8", "unstructured" or "dense"
+    zeros: int  # how many of the n * k weights
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """Every linear of a model, checked; str() is a table whose last lines are the problems."""
+
+    linears: tuple[VerifiedLinear, ...]
+    problems: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+    def raise_if_bad(self) -> None:
+        """Raises ValueError with all the problems, if there are any."""
+        if self.problems:
+            raise ValueError("verify: " + "; ".join(self.problems))
+
+    def __str__(self) -> str:
+        rows = [("linear", "shape", "stored", "pattern", "zeros"), *map(_cells, self.linears)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        table = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        verdict = [f"bad: {problem}" for problem in self.problems] or ["ok"]
+        return "\n".join([*table, *verdict])
+
+
+def verify(model: nn.Module, report: PruneReport | None = None) -> VerifyReport:
+    """Checks every linear of a model, one at a time; packed ones are unpacked for it.
+
+    Wrong is: NaN or infinite weights, weights that are not in memory, metadata that is not two
+    ascending columns of four. With a report also: a pruned linear that the model lacks, one that
+    has fewer zeros than were counted, one that left its keep:group pattern. Raises nothing.
+    """
+    expected = {} if report is None else {linear.name: linear for linear in report.pruned}
+    linears = tuple(
+        _verified(name, module, expected.pop(name, None))
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Linear, Conv1D, SparseLinear24))
+    )
+    problems = [f"{linear.name} {problem}" for linear in linears for problem in linear.problems]
+    problems += [f"{name} is in the report, but not in the model" for name in expected]
+    return VerifyReport(linears, tuple(problems))
+
+
+def _verified(name: str, module: Any, expected: LinearReport | None) -> VerifiedLinear:
+    packed = isinstance(module, SparseLinear24)
+    if packed:
+        shape = (module.out_features, module.in_features)
+    else:
+        n, k = module.weight.shape
+        shape = (k, n) if isinstance(module, Conv1D) else (n, k)
+
+    def found(pattern: str, zeros: int, *problems: str) -> VerifiedLinear:
+        return VerifiedLinear(name, shape, packed, pattern, zeros, problems)
+
+    if module.weight.is_meta:
+        return found("-", 0, "is not in memory (meta device)")
+    if packed:
+        row = _bad_metadata_row(module.meta_in(0))
+        if row is not None:
+            return found("-", 0, f"has invalid metadata in row {row}")
+        weight = module.dense_weight()
+    else:
+        weight = module.weight.detach()
+        weight = weight.T if isinstance(module, Conv1D) else weight
+    problems = []
+    finite = weight.isfinite()
+    if not finite.all():
+        problems.append(f"has {int((~finite).sum())} NaN or infinite weights")
+    zeros = int((weight == 0).sum())
+    if expected is not None:
+        counted = round(expected.reached * expected.weights)
+        if zeros < counted:
+            problems.append(f"has {zeros} zeros, {counted} when it was pruned")
+        if not _follows(weight, expected.asked):
+            problems.append(f"is not {expected.asked}, which it was pruned to")
+    return found(pattern_of(weight), zeros, *problems)
+
+
+def _bad_metadata_row(meta: Tensor) -> int | None:
+    """The lowest row of canonical meta [n, k/16] with a group whose two columns do not ascend."""
+    nibbles = meta[..., None] >> torch.arange(0, 16, 4, device=meta.device, dtype=meta.dtype)
+    bad = ((nibbles & 3) >= (nibbles >> 2 & 3)).flatten(1).any(dim=1)
+    rows = bad.nonzero()
+    return int(rows[0]) if len(rows) else None
+
+
+def _follows(weight: Tensor, asked: str | None) -> bool:
+    """Whether a weight [n, k] keeps to "keep:group"; anything else asks for no pattern."""
+    if asked is None or ":" not in asked:
+        return True
+    keep, group = map(int, asked.split(":"))
+    n, k = weight.shape
+    if k % group:
+        return False
+    return not bool(((weight != 0).reshape(n, k // group, group).sum(dim=2) > keep).any())
+
+
+def _cells(linear: VerifiedLinear) -> tuple[str, ...]:
+    n, k = linear.shape
+    stored = "packed" if linear.packed else "dense"
+    return linear.name, f"{n}x{k}", stored, linear.pattern, f"{linear.zeros / (n * k):.2%}"
