@@ -1,0 +1,199 @@
+"""The command line: its words, its files, its errors and exit statuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from models import CONTEXT, tiny_model, tiny_tokenizer
+
+import wanda_ext
+from wanda_ext import cli, demo
+from wanda_ext.report import PruneReport
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("models") / "dense"
+    tiny_model().save_pretrained(directory)
+    tiny_tokenizer().save_pretrained(directory)
+    text = " ".join(f"word{i} of line {i % 7}" for i in range(200))
+    (directory.parent / "text.txt").write_text(text)
+    return directory
+
+
+def prune(saved: Path, out: Path, *more: str) -> int:
+    calib = str(saved.parent / "text.txt")
+    options = ["--calib", calib, "--nsamples", "4", "--seqlen", "32", *more]
+    return cli.main(["prune", str(saved), "--out", str(out), *options])
+
+
+def weights(directory: Path) -> dict[str, torch.Tensor]:
+    model = transformers.AutoModelForCausalLM.from_pretrained(directory)
+    return dict(model.named_parameters())
+
+
+def one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    err = capsys.readouterr().err.splitlines()
+    said = [line for line in err if line.startswith("wanda-ext: ")]
+    assert len(said) == 1 and "Traceback" not in "".join(err), err
+    return said[0]
+
+
+def test_prune_does_what_the_api_does(saved: Path, tmp_path: Path) -> None:
+    assert prune(saved, tmp_path / "out", "--sparsity", "50%", "--ignore", "*.o_proj") == 0
+    model = tiny_model()
+    wanda_ext.prune_model(
+        model,
+        str(saved.parent / "text.txt"),
+        "50%",
+        tokenizer=tiny_tokenizer(),
+        nsamples=4,
+        seqlen=32,
+        ignore=["*.o_proj"],
+        progress=False,
+    )
+    written = weights(tmp_path / "out")
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, written[name]), name
+    report = PruneReport.load(tmp_path / "out" / "report.json")
+    assert len(report.pruned) == 3 * 6
+    assert report.arguments["sparsity"] == "50%"
+    transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+
+
+def test_magnitude_needs_no_text(saved: Path, tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    options = ["--method", "magnitude", "--dtype", "bfloat16", "--sparsity", "2:4"]
+    assert cli.main(["prune", str(saved), "--out", out, *options]) == 0
+    zeros = weights(tmp_path / "out")["model.layers.0.mlp.up_proj.weight"] == 0
+    assert (zeros.reshape(-1, 4).sum(dim=1) == 2).all()
+
+
+def test_packed_inspect_and_convert(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    packed, dense = tmp_path / "packed", tmp_path / "dense"
+    assert prune(saved, packed, "--packed") == 0
+    assert json.loads((packed / "config.json").read_text())["quantization_config"]["modules"]
+    capsys.readouterr()
+    assert cli.main(["inspect", str(packed), "--verify"]) == 0
+    out = capsys.readouterr().out
+    assert "2:4 packed" in out and out.splitlines()[-1] == "ok"
+    assert cli.main(["convert", str(packed), str(dense), "--to", "dense"]) == 0
+    assert "quantization_config" not in json.loads((dense / "config.json").read_text())
+    assert cli.main(["inspect", str(dense), "--verify"]) == 0
+    assert "50.00%  2:4 " in capsys.readouterr().out
+    assert cli.main(["convert", str(packed), str(dense), "--to", "packed"]) == 1
+    assert "is packed already" in one_line(capsys)
+
+
+def test_inspect_finds_damage(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert prune(saved, tmp_path / "out", "--sparsity", "2:4") == 0
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[0] = 1.0
+    model.save_pretrained(tmp_path / "out")
+    capsys.readouterr()
+    assert cli.main(["inspect", str(tmp_path / "out"), "--verify"]) == 1
+    assert "model.layers.1.mlp.up_proj" in one_line(capsys)
+
+
+def test_eval_is_perplexity(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = saved.parent / "text.txt"
+    assert cli.main(["eval", str(saved), "--data", str(text)]) == 0
+    printed = capsys.readouterr().out
+    ids = torch.tensor(tiny_tokenizer()(text.read_text()).input_ids)
+    expected = wanda_ext.perplexity(tiny_model(), ids, CONTEXT)
+    assert printed.startswith(f"perplexity {expected:.4f} ")
+    assert f"{ids.numel() // CONTEXT} windows of {CONTEXT} tokens" in printed
+
+
+def test_demo_takes_its_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    calls: list[Any] = []
+    monkeypatch.setattr(demo, "run", lambda *given, **named: calls.append((given, named)))
+    assert cli.main(["demo", "--out", str(tmp_path), "--seed", "3", "--retrain"]) == 0
+    (((out, settings), named),) = calls
+    assert (out, settings.seed, named) == (tmp_path, 3, {"retrain": True})
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["prune", "MODEL", "--out", "OUT", "--sparsity", "1.5"], "sparsity ratio"),
+        (["prune", "MODEL", "--out", "OUT", "--calib", "TEXT", "--seqlen", "65"], "context of 64"),
+        (["prune", "MODEL", "--out", "OUT", "--calib", "TEXT", "--ignore", "*.none"], "'*.none'"),
+        (["prune", "MODEL", "--out", "OUT", "--sparsity", "4:8", "--packed"], "2:4"),
+        (["prune", "nowhere", "--out", "OUT"], "nowhere"),
+        (["eval", "MODEL", "--data", "nowhere.txt"], "nowhere.txt"),
+        (["eval", "MODEL", "--data", "TEXT", "--seqlen", "65"], "context of 64"),
+        (["inspect", "nowhere"], "nowhere"),
+        (["convert", "nowhere", "OUT", "--to", "packed"], "nowhere"),
+    ],
+)
+def test_user_errors_are_one_line(
+    words: list[str],
+    said: str,
+    saved: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    names = {"MODEL": saved, "OUT": tmp_path / "out", "TEXT": saved.parent / "text.txt"}
+    assert cli.main([str(names.get(word, word)) for word in words]) == 1
+    assert said in one_line(capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_output_directory_is_checked_first(
+    saved: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "precious.txt").write_text("mine")
+    monkeypatch.setattr(wanda_ext, "prune_model", lambda *_, **__: pytest.fail("pruned first"))
+    assert prune(saved, tmp_path) == 1
+    assert "precious.txt" in one_line(capsys)
+    assert [path.name for path in tmp_path.iterdir()] == ["precious.txt"]
+
+
+def test_prunes_into_its_own_directory_again(saved: Path, tmp_path: Path) -> None:
+    assert prune(saved, tmp_path / "out", "--sparsity", "2:4") == 0
+    assert prune(saved, tmp_path / "out", "--sparsity", "50%") == 0
+    assert PruneReport.load(tmp_path / "out" / "report.json").arguments["sparsity"] == "50%"
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["prune", "MODEL"], ["convert", "a", "b"], ["eval", "a", "--dtype", "int8"]]
+)
+def test_wrong_usage_is_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(words)
+    assert stopped.value.code == 2
+    assert "usage: wanda-ext" in capsys.readouterr().err
+
+
+def test_ctrl_c_says_what_was_done(
+    saved: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    layer = "transformers.models.llama.modeling_llama.LlamaMLP.forward"
+    monkeypatch.setattr(layer, interrupt)
+    assert prune(saved, tmp_path / "out") == 130
+    said = one_line(capsys)
+    assert "interrupted, nothing was written; until then: " in said
+    assert "0 of " in said
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,74 @@
+"""What `import wanda_ext` gives, and what it must not drag in."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from house import README
+from models import tiny_model, tiny_tokenizer
+
+import wanda_ext
+
+
+def run_python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_every_exported_name_is_there() -> None:
+    assert sorted(set(wanda_ext.__all__)) == sorted(wanda_ext.__all__)
+    for name in wanda_ext.__all__:
+        assert getattr(wanda_ext, name) is not None
+
+
+def test_functions_are_not_hidden_by_modules_of_their_name() -> None:
+    code = "import wanda_ext.verify, wanda_ext.convert, wanda_ext.cli; from wanda_ext import *\n"
+    assert run_python(code + "print(callable(verify), callable(convert))") == "True True"
+
+
+def test_import_is_light() -> None:
+    code = """
+import torch, transformers.quantizers.auto, sys
+before = set(sys.modules)
+import wanda_ext
+heavy = ("datasets", "matplotlib", "pandas", "lm_eval", "peft", "tokenizers.implementations")
+print(sorted(name for name in heavy if name in set(sys.modules) - before))
+"""
+    assert run_python(code) == "[]"
+
+
+def test_import_registers_the_quantizer() -> None:
+    code = """
+from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING as known
+assert "wanda_ext" not in known
+import wanda_ext
+print(known["wanda_ext"].__name__)
+"""
+    assert run_python(code) == "WandaExtQuantizer"
+
+
+def test_build_info_is_the_modules() -> None:
+    info = wanda_ext.build_info()
+    assert info["version"] == wanda_ext.__version__
+    assert info["compiled"] is not None
+
+
+def test_the_example_in_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny_model().save_pretrained("tiny")
+    tiny_tokenizer().save_pretrained("tiny")
+    example = README.split("```python\n")[1].split("```")[0]
+    for theirs, ours in (
+        ('"meta-llama/Llama-3.1-8B"', '"tiny"'),
+        ('"c4"', '["some words to calibrate with. "] * 1000, nsamples=4'),
+    ):
+        assert example.count(theirs) == 1
+        example = example.replace(theirs, ours)
+    names: dict[str, object] = {}
+    exec(example, names)
+    packed = [m for m in names["model"].modules() if isinstance(m, wanda_ext.SparseLinear24)]
+    assert len(packed) == 3 * 7

@@ -1,0 +1,69 @@
+"""wanda_ext prunes language models by weights and activations (Wanda), packs what becomes 2:4
+sparse, and runs it.
+
+    report = wanda_ext.prune_model(model, "builtin", "2:4", tokenizer=tokenizer)
+    wanda_ext.save_pretrained(model, "pruned", tokenizer=tokenizer)
+
+Importing it teaches `transformers` to load its packed checkpoints.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+__version__ = "0.1.0"
+
+try:
+    import torch  # noqa: F401  first, for the compiled part links to its libraries
+
+    import wanda_ext._C  # noqa: F401  registers the ops
+except ImportError as error:
+    if "wanda_ext.info" in sys.orig_argv:  # `python -m wanda_ext.info`, which finds out why
+        from wanda_ext import info
+
+        raise SystemExit(info.main()) from None
+    raise ImportError(
+        f"wanda_ext: its compiled part does not load ({error}); run `pip install .` in the source "
+        "tree, and start Python elsewhere, for there the sources hide what was installed"
+    ) from error
+
+from wanda_ext import ops
+from wanda_ext.checkpoint import save_pretrained, swap_linears, unswap_linears
+from wanda_ext.convert import convert
+from wanda_ext.evaluate import perplexity
+from wanda_ext.linear import SparseLinear24
+from wanda_ext.methods.magnitude import Magnitude
+from wanda_ext.methods.wanda import Wanda
+from wanda_ext.prune import PruneError, prune_model
+from wanda_ext.report import PruneReport
+from wanda_ext.sparsity import NM, Sparsity, Unstructured
+from wanda_ext.verify import verify
+
+__all__ = [
+    "NM",
+    "Magnitude",
+    "PruneError",
+    "PruneReport",
+    "SparseLinear24",
+    "Sparsity",
+    "Unstructured",
+    "Wanda",
+    "__version__",
+    "build_info",
+    "convert",
+    "ops",
+    "perplexity",
+    "prune_model",
+    "save_pretrained",
+    "swap_linears",
+    "unswap_linears",
+    "verify",
+]
+
+
+def build_info() -> dict[str, Any]:
+    """What this binary was built with and for, and what is here (see `wanda_ext.info`)."""
+    from wanda_ext import info  # not above, for `python -m wanda_ext.info` runs it afresh
+
+    return info.build_info()
