@@ -1,0 +1,10 @@
+// __nv_bfloat16 on the host.
+#pragma once
+
+#include "core/cpu/dtype.h"
+
+struct __nv_bfloat16 {
+  wanda_ext::BFloat16 value;
+};
+
+inline float __bfloat162float(__nv_bfloat16 value) { return wanda_ext::to_float(value.value); }
