@@ -5,6 +5,8 @@
 // library is loaded. What is not inlined would stay at the baseline ISA, so no std:: call and no
 // lambda goes into a hot loop. Every clone gives the same bits: sums are written out in the order
 // they are added, and -ffp-contract=off keeps a * b + c two roundings.
+//
+// An op that must know its registers' width has one entry for each WANDA_EXT_TARGET instead.
 #pragma once
 
 #include <cstdint>
@@ -12,10 +14,14 @@
 #if defined(WANDA_EXT_NO_CLONES) || !defined(__x86_64__) || !defined(__GLIBC__) || \
     !defined(__GNUC__) || defined(__clang__)
 #define WANDA_EXT_CLONES
-#elif __GNUC__ >= 12
+#else
+#define WANDA_EXT_TARGET(isa) __attribute__((target(isa)))
+#if __GNUC__ >= 12
+#define WANDA_EXT_HAS_X86_64_V4
 #define WANDA_EXT_CLONES __attribute__((target_clones("default", "avx2", "arch=x86-64-v4")))
 #else
 #define WANDA_EXT_CLONES __attribute__((target_clones("default", "avx2")))
+#endif
 #endif
 
 #define WANDA_EXT_INLINE inline __attribute__((always_inline))
