@@ -41,6 +41,18 @@ def test_token_sources():
     assert torch.equal(ids_of(masked), ids[:5])
 
 
+def test_a_cut_batch_keeps_what_is_not_one_entry_a_sequence():
+    def collate(rows):
+        return {"input_ids": torch.stack(rows), "position_ids": torch.arange(16)[None]}
+
+    loader = DataLoader(token_ids(6, 16), batch_size=4, collate_fn=collate)
+    cut = calibration_batches(loader, nsamples=5)[1]
+    assert (len(cut["input_ids"]), len(cut["position_ids"])) == (1, 1)
+    loader = DataLoader(token_ids(6, 16), collate_fn=lambda rows: {**collate(rows), "size": 1})
+    with pytest.raises(TypeError, match="'size' must be a tensor, not int"):
+        calibration_batches(loader, nsamples=2)
+
+
 # --- What cannot be used -------------------------------------------------------------------------
 
 

@@ -160,6 +160,34 @@ def test_file_and_column_that_are_unknown(tokenizer, tmp_path):
         calibration_batches(rows, tokenizer=tokenizer, **WINDOWS)
 
 
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("t.txt", b"\xff\xfe"),
+        ("t.jsonl", b"{oops"),
+        ("t.parquet", b"PAR1"),
+        ("t.jsonl", b'{"a": 1}'),
+    ],
+)
+def test_file_that_cannot_be_read_is_named(file, content, tokenizer, tmp_path):
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{file}' cannot be read as \.{file[2:]} \("):
+        calibration_batches(str(tmp_path / file), tokenizer=tokenizer, **WINDOWS)
+
+
+@pytest.mark.parametrize("file", ["t.txt", "t.jsonl", "t.parquet"])
+def test_empty_file(file, tokenizer, tmp_path):
+    (tmp_path / file).touch()
+    with pytest.raises(ValueError, match="found 0 windows"):
+        calibration_batches(str(tmp_path / file), tokenizer=tokenizer, **WINDOWS)
+
+
+def test_padding_of_a_tokenized_dataset_is_left_out():
+    rows = {"input_ids": [[0, 0, 5, 6, 7]] * 8, "attention_mask": [[0, 0, 1, 1, 1]] * 8}
+    got = calibration_batches(datasets.Dataset.from_dict(rows), nsamples=2, seqlen=12)
+    assert ids_of(got).tolist() == [[5, 6, 7] * 4] * 2
+
+
 def test_no_tokenizer():
     with pytest.raises(TypeError, match="text needs a tokenizer, not NoneType: pass tokenizer="):
         calibration_batches(TEXTS)

@@ -53,10 +53,20 @@ def test_packed_bytes_are_at_most_057_of_dense(family):
     assert 0 < stored <= 0.57 * sum(dense[f"{name}.weight"] for name in packed)
 
 
+def test_unswapped_weights_are_frozen_where_they_were():
+    model = model_24("gpt2").requires_grad_(False)
+    model.transformer.h[1].requires_grad_(True)
+    before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    with torch.no_grad():
+        swap_linears(model)
+    unswap_linears(model)
+    assert {name: p.requires_grad for name, p in model.named_parameters()} == before
+
+
 def test_names_choose_and_the_rest_stays():
     model = model_24("llama")
     name = "model.layers.1.mlp.up_proj"
-    assert swap_linears(model, [name]) == {name: PACKED}
+    assert swap_linears(model, name) == swap_linears(model, [name]) == {name: PACKED}
     assert list(checkpoint.packed_linears(model)) == [name]
     assert model.config.quantization_config.modules == [name]
     assert swap_linears(model)[name] == PACKED
@@ -116,10 +126,10 @@ def test_what_cannot_be_packed_says_why():
     }
 
 
-def test_refuses_a_model_quantised_by_others():
+def test_refuses_a_model_quantized_by_others():
     model = model_24("llama")
     model.is_quantized, model.quantization_method = True, "gptq"
-    with pytest.raises(ValueError, match=r"quantised \(gptq\)"):
+    with pytest.raises(ValueError, match=r"quantized \(gptq\)"):
         swap_linears(model)
 
 

@@ -113,10 +113,65 @@ def test_model_that_cannot_be_captured():
     model = tiny_model()
     model.model.embed_tokens.register_forward_hook(lambda *_: 1 / 0)
     before = weights_of(model)
-    with pytest.raises(PruneError, match=r"^capture: division by zero") as caught:
+    with pytest.raises(PruneError, match=r"^capture: division by zero.*no block is ch") as caught:
         prune_model(model, token_ids(), 0.5, **QUIET)
     assert caught.value.report.linears == []
     assert changed(model, before) == []
+
+
+def test_interrupt_while_data_is_read_has_a_report_too():
+    class Interrupted:
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, index):
+            raise KeyboardInterrupt
+
+    model = tiny_model()
+    loader = torch.utils.data.DataLoader(Interrupted())
+    with pytest.raises(KeyboardInterrupt) as caught:
+        prune_model(model, loader, 0.5, **QUIET)
+    assert caught.value.report.status == "stopped at calibration"
+    assert str(caught.value.report)
+
+
+@pytest.mark.parametrize("n", [1, 9, 20])  # hooks of the probe, of the first and the second batch
+def test_interrupt_between_two_hooks_leaves_none(n, monkeypatch):
+    model = tiny_model().train()
+    register, hooks = torch.nn.Module.register_forward_pre_hook, []
+
+    def interrupt(module, *args, **kwargs):
+        hooks.append(module)
+        if len(hooks) == n:
+            raise KeyboardInterrupt
+        return register(module, *args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.Module, "register_forward_pre_hook", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        prune_model(model, token_ids(), 0.5, batch_size=2, **QUIET)
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
+
+
+def test_interrupt_on_the_way_to_eval_mode(monkeypatch):
+    model = tiny_model().train()
+
+    def interrupted(self):
+        self.training = False
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(model), "eval", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prune_model(model, token_ids(), 0.5, **QUIET)
+    assert all(module.training for module in model.modules())
+
+
+def test_failed_swap_says_that_the_blocks_are_pruned(monkeypatch):
+    model = tiny_model()
+    before = weights_of(model)
+    monkeypatch.setattr("wanda_ext.prune.swap_linears", lambda *_: 1 / 0)
+    with pytest.raises(PruneError, match=r"^swap: division.*\(stopped; all blocks are pruned\)$"):
+        prune_model(model, token_ids(), "2:4", swap=True, progress=False)
+    assert len(changed(model, before)) == 21
 
 
 def test_training_flags_and_random_states_are_as_before():

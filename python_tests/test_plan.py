@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from models import changed, tiny_model, token_ids, weights_of
+from models import Block, Toy, changed, tiny_model, token_ids, weights_of
 from torch import nn
 
+from wanda_ext.blocks import linears_of
 from wanda_ext.prune import prune_model
 
 QUIET = {"swap": False, "progress": False}
@@ -53,6 +54,19 @@ def test_linears_that_are_never_called_are_reported():
     assert (line.status, line.reached) == ("never called", 0.0)
     assert "model.layers.1.idle.weight" not in changed(model, before)
     assert "never called" in str(report)
+
+
+def test_what_cannot_be_packed_is_refused_before_any_block():
+    model = tiny_model()
+    before = weights_of(model)
+    for linear in linears_of(model).values():  # as if another program watched them
+        linear.register_forward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match=r"swap=True can pack no linear \(.*q_proj: carries hooks"):
+        prune_model(model, token_ids(), "2:4", swap=True)
+    assert changed(model, before) == []
+    narrow = Toy([Block()])
+    with pytest.raises(ValueError, match=r"linears\.a: its columns are not a multiple of 16"):
+        prune_model(narrow, token_ids(), "2:4", blocks="blocks", swap=True)
 
 
 def test_weights_are_checked_before_any_block():

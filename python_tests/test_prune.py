@@ -123,6 +123,7 @@ def test_report_tells_what_was_done(tmp_path):
     assert str(report).startswith(report.swap)
     assert report.status == "complete"
     assert report.sparsity == 0.5
+    assert report.block_weights == sum(p.numel() for p in model.model.layers.parameters())
     assert report.peak_memory["cpu"] > 2**20
     assert report.seconds > 0
     assert report.versions["torch"] == torch.__version__
@@ -224,6 +225,10 @@ def test_swap_puts_packed_linears_in():
         ({"tokens": ()}, ValueError, r"tokens must be row counts.*not \(\)"),
         ({"tokens": (0,)}, ValueError, "tokens must be row counts"),
         ({"tokens": 8}, ValueError, "tokens must be row counts"),
+        ({"tokens": "8"}, ValueError, "tokens must be row counts"),
+        ({"device": "meta"}, ValueError, "device='meta' holds no values to prune"),
+        ({"device": "cuda:99"}, ValueError, r"device='cuda:99' cannot be used here \(.*leave devi"),
+        ({"device": "gpu"}, ValueError, "device='gpu' cannot be used here"),
     ],
 )
 def test_bad_arguments_leave_the_model_as_it_was(arguments, error, match):

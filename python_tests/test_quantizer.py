@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from models_24 import IDS, dense_model, edit_json, logits, model_24, run_python
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM
 
@@ -146,6 +147,14 @@ def _cut(directory: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
 
 
+def _move_out(directory: Path, path: str) -> None:
+    (directory / "model.safetensors").rename(directory / path)
+    with safe_open(directory / path, framework="pt") as tensors:
+        files = dict.fromkeys(tensors.keys(), path)
+    index = {"metadata": {}, "weight_map": files}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
 UP = "model.layers.0.mlp.up_proj"
 
 
@@ -158,6 +167,7 @@ UP = "model.layers.0.mlp.up_proj"
         (lambda d: _drop_tensor(d, f"{UP}.meta"), "the files hold metadata of 13"),
         (lambda d: _drop_tensor(d, f"{UP}.weight"), r"up_proj\.weight is missing"),
         (lambda d: edit_json(d / "config.json", hidden_size=40), "40 columns are not a multiple"),
+        (lambda d: _move_out(d, "../x.safetensors"), r"outside of its directory: copy"),
         (_cut, "not fully covered|not a whole safetensors file"),
     ],
 )

@@ -70,7 +70,7 @@ def _newer(folder):
         (lambda d: (d / "config.json").unlink(), r"config\.json cannot be read"),
         (lambda d: (d / "config.json").write_text("[]"), "not a JSON object"),
         (lambda d: edit_json(d / "config.json", quantization_config=None), "restore its config"),
-        (_foreign, "quantised by 'gptq'"),
+        (_foreign, "quantized by 'gptq'"),
         (_newer, "format_version 2, this wanda_ext reads 1"),
     ],
 )

@@ -24,6 +24,7 @@ def two_linears() -> PruneReport:
     idle = LinearReport("layers.0.gate", (8, 16), "float32", None, 0.25, status="ignored")
     return PruneReport(
         [done, idle],
+        block_weights=10**6,
         swap="swapped nothing: swap=False",
         status="complete",
         seconds=1.25,
@@ -61,6 +62,7 @@ def test_table():
     cells = [" ".join(line.split()) for line in lines[2:4]]
     assert cells[0] == "layers.0.up 8x16 float32 50% 50.00% 25.00% 64 2.0 cpu"
     assert cells[1] == "layers.0.gate 8x16 float32 - 25.00% - - - ignored"
-    assert lines[4].startswith("complete: 1 of 2 linears pruned, 0.0 M weights, 50.00% zeros, 1.2")
+    totals = "complete: 1 of 2 linears pruned, 0.0 of the blocks' 1.0 M weights, 50.00% zeros, 1.2"
+    assert lines[4].startswith(totals)
     assert "peak memory cpu 1.00 GiB" in lines[4]
     assert len({line.find("float32") for line in lines[2:4]}) == 1  # columns are aligned

@@ -111,6 +111,18 @@ def dense_weight(module: nn.Module, device: torch.device) -> Iterator[Tensor]:
         view.copy_(dense)
 
 
+@contextmanager
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """eval() inside; afterwards every module has its own training flag again."""
+    training = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, flag in training:
+            module.training = flag
+
+
 # --- What is refused before any work -------------------------------------------------------------
 
 

@@ -89,12 +89,14 @@ def _as_batch(item: Any) -> Batch:
 def _take(batches: Iterable[Batch], nsamples: int) -> list[Batch]:
     taken: list[Batch] = []
     for batch in batches:
+        rows = len(batch.get("input_ids", ()))
+        if rows > nsamples:  # what is not one entry a sequence (position_ids [1, tokens]) stays
+            per_row = {k for k, v in batch.items() if isinstance(v, Tensor) and len(v) == rows}
+            batch = {k: v[:nsamples] if k in per_row else v for k, v in batch.items()}
         taken.append(batch)
-        nsamples -= len(batch.get("input_ids", ()))
+        nsamples -= rows
         if nsamples <= 0:
             break
-    if nsamples < 0:
-        taken[-1] = {key: value[:nsamples] for key, value in taken[-1].items()}
     return taken
 
 

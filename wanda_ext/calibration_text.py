@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import sys
 from collections.abc import Callable, Iterator
@@ -125,14 +126,7 @@ def _named_texts(name: str, seed: int) -> Iterator[Any]:
 
         yield from dict.fromkeys(topics.values())
     elif name not in KEYWORDS and path.is_file():
-        if path.suffix not in FILES:
-            raise ValueError(f"calib={name!r}: pass a {', '.join(FILES)} file, not {path.suffix!r}")
-        if path.suffix == ".txt":
-            with path.open(encoding="utf-8") as file:
-                while lines := file.readlines(1 << 20):  # a large file in pieces of a megabyte
-                    yield "".join(lines)
-        else:
-            yield from _column(_load(FILES[path.suffix], data_files=name, streaming=True))
+        yield from _file_texts(path)
     elif name == "c4":
         shard = {"train": "en/c4-train.00000-of-01024.json.gz"}
         stream = _load("allenai/c4", data_files=shard, streaming=True)
@@ -143,6 +137,27 @@ def _named_texts(name: str, seed: int) -> Iterator[Any]:
         raise ValueError(f"calib={name!r}: there is no such file")
     else:
         yield from _column(_load(name, streaming=True))
+
+
+def _file_texts(path: Path) -> Iterator[Any]:
+    if path.suffix not in FILES:
+        raise ValueError(
+            f"calib={str(path)!r}: pass a {', '.join(FILES)} file, not {path.suffix!r}"
+        )
+    try:
+        if path.suffix == ".txt":
+            with path.open(encoding="utf-8") as file:
+                while lines := file.readlines(1 << 20):  # a large file in pieces of a megabyte
+                    yield "".join(lines)
+        elif path.stat().st_size:
+            import datasets
+
+            options = {"data_files": str(path), "split": "train", "streaming": True}
+            yield from _column(datasets.load_dataset(FILES[path.suffix], **options))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"calib={str(path)!r} cannot be read as {path.suffix} ({error})"
+        ) from error
 
 
 def _load(*source: str, **options: Any) -> Any:
@@ -159,7 +174,7 @@ def _load(*source: str, **options: Any) -> Any:
 
 
 def _column(dataset: Any) -> Iterator[Any]:
-    """The column of tokens or, in want of one, of text."""
+    """The column of tokens, without those that an attention_mask hides, or else that of text."""
     rows = iter(dataset)
     first = next(rows, None)
     if first is None:
@@ -170,6 +185,6 @@ def _column(dataset: Any) -> Iterator[Any]:
             f"the dataset has columns {sorted(first)}, none of them {', '.join(TEXT_COLUMNS)} or "
             "input_ids: rename the one that holds the text"
         )
-    yield first[column]
-    for row in rows:
-        yield row[column]
+    masked = column == "input_ids" and "attention_mask" in first
+    for row in itertools.chain([first], rows):
+        yield itertools.compress(row[column], row["attention_mask"]) if masked else row[column]

@@ -47,10 +47,11 @@ def probe(model: nn.Module, block: nn.Module, ids: Tensor) -> tuple[bool, list[s
     def note(name: str) -> Callable[..., None]:
         return lambda module, args: order.append(name)
 
-    handles = [block.register_forward_hook(stop)]
-    for name, linear in linears_of(block).items():
-        handles.append(linear.register_forward_pre_hook(note(name)))
+    handles = []
     try:
+        handles.append(block.register_forward_hook(stop))
+        for name, linear in linears_of(block).items():
+            handles.append(linear.register_forward_pre_hook(note(name)))
         model(input_ids=ids[:1, :PROBE_TOKENS], use_cache=False)
     except Stop:
         pass

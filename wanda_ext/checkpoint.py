@@ -23,15 +23,16 @@ def swap_linears(model: nn.Module, names: Iterable[str] | None = None) -> dict[s
     Any model will do, pruned by wanda_ext or not. names: only these modules (default: all). The
     model's own save_pretrained then writes a packed checkpoint.
 
-    Raises ValueError for a name that is no linear of the model, for a model quantised by another
+    Raises ValueError for a name that is no linear of the model, for a model quantized by another
     method, and if nothing could be packed; the model is then as it was.
     """
-    _refuse_quantised(model)
+    _refuse_quantized(model)
     linears = {
         name: module
         for name, module in model.named_modules()
         if isinstance(module, (nn.Linear, Conv1D, SparseLinear24))
     }
+    names = [names] if isinstance(names, str) else names
     wanted = list(linears) if names is None else list(names)
     unknown = [name for name in wanted if name not in linears]
     if unknown:
@@ -133,11 +134,11 @@ def _swap(model: nn.Module, name: str) -> str:
     return PACKED
 
 
-def _refuse_quantised(model: nn.Module) -> None:
+def _refuse_quantized(model: nn.Module) -> None:
     if getattr(model, "is_quantized", False) and not attached(model):
         raise ValueError(
-            f"swap_linears: the model is quantised ({getattr(model, 'quantization_method', '?')}); "
-            "expected float32, bfloat16 or float16 weights: load it unquantised"
+            f"swap_linears: the model is quantized ({getattr(model, 'quantization_method', '?')}); "
+            "expected float32, bfloat16 or float16 weights: load it unquantized"
         )
 
 

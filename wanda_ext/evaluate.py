@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from wanda_ext.blocks import context_of
+from wanda_ext.blocks import context_of, in_eval_mode
 
 WIKITEXT2 = ("Salesforce/wikitext", "wikitext-2-raw-v1")
 
@@ -19,7 +19,7 @@ def perplexity(model: nn.Module, ids: Tensor, seqlen: int) -> float:
 
         ppl = exp(1/w * sum over windows of mean over t < seqlen-1 of -log p(ids[t+1] | ids[..t]))
 
-    This is the reference protocol (locuslab/wanda, lib/eval.py): one tokenised text, w = tokens //
+    This is the reference protocol (locuslab/wanda, lib/eval.py): one tokenized text, w = tokens //
     seqlen windows, the tail dropped, no overlap, logits taken as fp32. The figure depends on the
     tokenizer and on `seqlen`: quote both with it.
 
@@ -44,10 +44,8 @@ def perplexity(model: nn.Module, ids: Tensor, seqlen: int) -> float:
             f"ids: expected token ids in [0, {embedding.num_embeddings}), got "
             f"[{int(tokens.min())}, {int(tokens.max())}]; tokenize with the model's own tokenizer"
         )
-    was_training = model.training
-    model.eval()
     total = 0.0
-    try:
+    with in_eval_mode(model):
         for i in range(windows):
             window = tokens[i * seqlen : (i + 1) * seqlen].to(embedding.weight.device)
             logits = model(input_ids=window[None], use_cache=False).logits[0, :-1].float()
@@ -55,8 +53,6 @@ def perplexity(model: nn.Module, ids: Tensor, seqlen: int) -> float:
             if not math.isfinite(loss):
                 raise ValueError(f"model: its loss in window {i} of {windows} is {loss}")
             total += loss
-    finally:
-        model.train(was_training)
     return math.exp(total / windows)
 
 

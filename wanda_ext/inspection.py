@@ -63,15 +63,19 @@ def inspect_checkpoint(directory: str | Path) -> CheckpointSummary:
 def pattern_of(weight: Tensor) -> str:
     """What the zeros of a weight [n, k] keep to, by its rows: "2:4", "4:8", "unstructured" (any
     zeros) or "dense" (none)."""
-    kept = weight != 0
-    if bool(kept.all()):
+    if bool((weight != 0).all()):
         return "dense"
-    for keep, group in PATTERNS:
-        if weight.shape[1] % group == 0:
-            counts = kept.reshape(weight.shape[0], -1, group).sum(dim=2)
-            if not bool((counts > keep).any()):
-                return f"{keep}:{group}"
-    return "unstructured"
+    found = (f"{keep}:{group}" for keep, group in PATTERNS if follows(weight, keep, group))
+    return next(found, "unstructured")
+
+
+def follows(weight: Tensor, keep: int, group: int) -> bool:
+    """Whether each `group` columns of a weight [n, k] hold at most `keep` non-zeros."""
+    n, k = weight.shape
+    if k % group:
+        return False
+    counts = (weight != 0).reshape(n, k // group, group).sum(dim=2)
+    return not bool((counts > keep).any())
 
 
 def _stored(checkpoint: Checkpoint, name: str, packed: bool) -> StoredWeight:

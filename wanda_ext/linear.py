@@ -47,6 +47,7 @@ class SparseLinear24(nn.Module):
             raise ValueError(f"its {in_features} columns are not a multiple of 16")
         self.in_features, self.out_features = in_features, out_features
         self.dense_class = dense_class
+        self.dense_requires_grad = True
         self.order = 0
         values = torch.zeros(out_features, in_features // 2, device=device, dtype=dtype)
         self.weight = nn.Parameter(values, requires_grad=False)
@@ -80,6 +81,7 @@ class SparseLinear24(nn.Module):
         packed.weight = nn.Parameter(values, requires_grad=False)
         packed.meta = meta
         packed.bias = dense.bias  # type: ignore[assignment]
+        packed.dense_requires_grad = bool(dense.weight.requires_grad)
         return packed.reorder_()
 
     def to_dense(self) -> nn.Module:
@@ -94,7 +96,7 @@ class SparseLinear24(nn.Module):
             )
         if transposed:
             weight = weight.T.contiguous()
-        dense.weight = nn.Parameter(weight)
+        dense.weight = nn.Parameter(weight, requires_grad=self.dense_requires_grad)
         dense.bias = self.bias  # type: ignore[assignment]
         return dense.train(self.training)
 

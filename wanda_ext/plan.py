@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
 from wanda_ext.blocks import check_weight, find_blocks, linears_of, weight_shape
-from wanda_ext.sparsity import Sparsity, SparsitySpec, check_globs, matches, sparsity_for
+from wanda_ext.checkpoint import stay_dense
+from wanda_ext.sparsity import NM, Sparsity, SparsitySpec, check_globs, matches, sparsity_for
 
 
 @dataclass(frozen=True)
@@ -74,3 +75,24 @@ def _planned(
         return PlannedLinear(name, module, None, f"shares the weight of {owner}")
     sparsity.check(name, *weight_shape(module))
     return PlannedLinear(name, module, sparsity, "planned")
+
+
+def targets_of(plan: Iterable[PlannedBlock]) -> list[PlannedLinear]:
+    """The linears to prune, of all blocks."""
+    return [linear for block in plan for linear in block.targets.values()]
+
+
+def check_packable(model: nn.Module, plan: Iterable[PlannedBlock]) -> None:
+    """Raises ValueError where a linear will not be 2:4 when it is pruned, or none can be packed."""
+    targets = targets_of(plan)
+    for linear in targets:
+        if linear.sparsity != NM(2, 4):
+            raise ValueError(
+                f"swap=True packs 2:4 linears, and {linear.name} becomes {linear.sparsity}: "
+                "pass sparsity='2:4', or swap=False"
+            )
+    reasons = stay_dense(model)
+    if all(one.name in reasons or weight_shape(one.module)[1] % 16 for one in targets):
+        name = targets[0].name
+        why = reasons.get(name, "its columns are not a multiple of 16")
+        raise ValueError(f"swap=True can pack no linear ({name}: {why}; ...): pass swap=False")

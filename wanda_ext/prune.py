@@ -15,12 +15,12 @@ import transformers
 from torch import nn
 from tqdm.auto import tqdm
 
-from wanda_ext.blocks import check_prunable, context_of, vocab_size_of
+from wanda_ext.blocks import check_prunable, context_of, in_eval_mode, vocab_size_of
 from wanda_ext.calibration import calibration_batches
 from wanda_ext.checkpoint import swap_linears
 from wanda_ext.commit import pruned_block
 from wanda_ext.methods import Method, get_method
-from wanda_ext.plan import PlannedBlock, PlannedLinear, plan_blocks
+from wanda_ext.plan import PlannedBlock, check_packable, plan_blocks, targets_of
 from wanda_ext.report import PruneReport
 from wanda_ext.sparsity import NM, SparsitySpec, spec_text
 from wanda_ext.walk import Walk, on_device
@@ -73,9 +73,10 @@ def prune_model(
     method = get_method(method)
     ignore = [ignore] if isinstance(ignore, str) else list(ignore)
     plan = plan_blocks(model, sparsity, ignore, blocks)
-    at = None if device is None else torch.device(device)
+    at = None if device is None else _usable_device(device)
     _check_options(model, plan, swap, tokens, at)
     report = PruneReport(versions=_versions())
+    report.block_weights = sum(p.numel() for block in plan for p in block.module.parameters())
     report.arguments = {
         "model": getattr(model, "name_or_path", "") or type(model).__name__,
         "calib": calib if isinstance(calib, str) else type(calib).__name__,
@@ -90,9 +91,10 @@ def prune_model(
         "swap": swap,
         "tokens": list(tokens),
     }
-    with _preserved(model):
-        batches = []
+    with _preserved(model), _reported(report, model, at):
+        walk = None
         if method.needs_inputs:
+            report.status = "calibration"
             batches = calibration_batches(
                 calib,
                 tokenizer=getattr(model, "name_or_path", "") if tokenizer is None else tokenizer,
@@ -103,23 +105,35 @@ def prune_model(
                 context=context_of(model),
                 vocab_size=vocab_size_of(model),
             )
-        with _reported(report, model, at):
-            walk = None
-            if batches:
-                walk = Walk(model, [(block.name, block.module) for block in plan], batches, at)
-            last = max(i for i, block in enumerate(plan) if block.targets)
-            for i, block in enumerate(tqdm(plan, "pruning", unit="block", disable=not progress)):
-                report.status = block.name
-                modules = {name: linear.module for name, linear in block.targets.items()}
-                with on_device(block.module, at):
-                    found = walk.statistics(i, modules) if walk else None
-                    with pruned_block(block, method, found) as lines:
-                        if walk and i < last:
-                            walk.advance(i)
-                report.linears += lines
-            report.status = "swap"
-            report.swap = _swap(model, plan, swap)
+            report.status = "capture"
+            walk = Walk(model, [(block.name, block.module) for block in plan], batches, at)
+        last = max(i for i, block in enumerate(plan) if block.targets)
+        for i, block in enumerate(tqdm(plan, "pruning", unit="block", disable=not progress)):
+            report.status = block.name
+            modules = {name: linear.module for name, linear in block.targets.items()}
+            with on_device(block.module, at):
+                found = walk.statistics(i, modules) if walk else None
+                with pruned_block(block, method, found) as lines:
+                    if walk and i < last:
+                        walk.advance(i)
+            report.linears += lines
+        report.status = "swap"
+        report.swap = _swap(model, plan, swap)
     return report
+
+
+def _usable_device(device: torch.device | str) -> torch.device:
+    try:
+        at = torch.device(device)
+        torch.empty(0, device=at)
+    except (RuntimeError, AssertionError) as error:  # a torch without CUDA asserts
+        raise ValueError(
+            f"device={str(device)!r} cannot be used here ({str(error).splitlines()[0]}): name "
+            "another, or leave device out to prune where the model is"
+        ) from error
+    if at.type == "meta":
+        raise ValueError("device='meta' holds no values to prune: leave device out")
+    return at
 
 
 def _check_options(
@@ -131,15 +145,11 @@ def _check_options(
 ) -> None:
     if not isinstance(swap, bool) and swap != "auto":
         raise ValueError(f"swap must be 'auto', True or False, not {swap!r}")
-    if not isinstance(tokens, Sequence) or not tokens or min(tokens) < 1:
+    counts = tokens if isinstance(tokens, Sequence) else ()
+    if not counts or not all(isinstance(count, int) and count > 0 for count in counts):
         raise ValueError(f"tokens must be row counts such as (1, 8, 2048), not {tokens!r}")
     if swap is True:
-        for linear in _targets(plan):
-            if linear.sparsity != NM(2, 4):
-                raise ValueError(
-                    f"swap=True packs 2:4 linears, and {linear.name} becomes {linear.sparsity}: "
-                    "pass sparsity='2:4', or swap=False"
-                )
+        check_packable(model, plan)
     spread = set(map(str, (getattr(model, "hf_device_map", None) or {}).values()))
     if device is not None and len(spread) > 1:
         raise ValueError(
@@ -148,13 +158,9 @@ def _check_options(
         )
 
 
-def _targets(plan: list[PlannedBlock]) -> list[PlannedLinear]:
-    return [linear for block in plan for linear in block.targets.values()]
-
-
 def _swap(model: nn.Module, plan: list[PlannedBlock], swap: bool | str) -> str:
     """Puts packed linears in where asked, and says in one line what was swapped and why not."""
-    names = [linear.name for linear in _targets(plan) if linear.sparsity == NM(2, 4)]
+    names = [linear.name for linear in targets_of(plan) if linear.sparsity == NM(2, 4)]
     if swap is False:
         return "swapped nothing: swap=False"
     if not names:
@@ -177,22 +183,22 @@ def _reported(report: PruneReport, model: nn.Module, at: torch.device | None) ->
     for device in cuda:
         torch.cuda.reset_peak_memory_stats(device)
     start = perf_counter()
-    report.status = "capture"
     try:
         yield
         report.status = "complete"
     except BaseException as error:
         where = report.status
         report.status = f"stopped at {where}"
-        if not isinstance(error, Exception):
+        if where == "calibration" or not isinstance(error, Exception):  # bad input, or Ctrl-C
             error.report = report  # type: ignore[attr-defined]
             raise
-        done = len({line.name for line in report.pruned})
-        raise PruneError(
-            f"{where}: {error} (stopped; {done} linears of the blocks before are pruned, this "
-            "block and later ones are unchanged)",
-            report,
-        ) from error
+        done = len(report.pruned)
+        state = {"capture": "no block is changed", "swap": "all blocks are pruned"}.get(
+            where,
+            f"{done} linears of the blocks before are pruned, this block and later ones are "
+            "unchanged",
+        )
+        raise PruneError(f"{where}: {error} (stopped; {state})", report) from error
     finally:
         report.seconds = perf_counter() - start
         report.peak_memory = {"cpu": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
@@ -203,16 +209,12 @@ def _reported(report: PruneReport, model: nn.Module, at: torch.device | None) ->
 @contextmanager
 def _preserved(model: nn.Module) -> Iterator[None]:
     """eval() and no gradients inside; afterwards training flags and random states are as before."""
-    training = [(module, module.training) for module in model.modules()]
     state, torch_state = random.getstate(), torch.get_rng_state()
     cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
-    model.eval()
     try:
-        with torch.inference_mode(False), torch.no_grad():
+        with in_eval_mode(model), torch.inference_mode(False), torch.no_grad():
             yield
     finally:
-        for module, flag in training:
-            module.training = flag
         random.setstate(state)
         torch.set_rng_state(torch_state)
         if cuda_states is not None:

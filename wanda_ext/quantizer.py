@@ -79,6 +79,7 @@ class WandaExtQuantizer(HfQuantizer):
         self, model: nn.Module, checkpoint_files: Sequence[str] | None = None, **_: Any
     ) -> None:
         if checkpoint_files:  # None: from_pretrained was given a state_dict
+            _check_inside(Path(str(model.name_or_path)), checkpoint_files)
             headers = read_headers(Path(file) for file in checkpoint_files)
             check_headers(headers, self.quantization_config)
         modules = dict(model.named_modules())
@@ -108,6 +109,17 @@ class WandaExtQuantizer(HfQuantizer):
         for name, module in packed_linears(model).items():
             model.set_submodule(name, module.to_dense())
         return model
+
+
+def _check_inside(folder: Path, files: Iterable[str]) -> None:
+    """Raises ValueError for a file that an index has put outside of a local checkpoint."""
+    for file in map(Path, files if folder.is_dir() else ()):
+        # Names decide, not where links lead.
+        if not file.is_relative_to(folder) or ".." in file.relative_to(folder).parts:
+            raise ValueError(
+                f"wanda_ext: the checkpoint in {folder} puts weights into {file}, outside of its "
+                "directory: copy or download it again"
+            )
 
 
 def check_headers(headers: Mapping[str, TensorHeader], config: WandaExtConfig) -> None:

@@ -53,7 +53,7 @@ def open_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
     """Reads config, index and headers of a dense or packed checkpoint; no tensor yet.
 
     Raises ValueError, which says what to do, for a directory that is not a whole safetensors
-    checkpoint, is quantised by another method, or was packed by a newer wanda_ext.
+    checkpoint, is quantized by another method, or was packed by a newer wanda_ext.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -62,7 +62,7 @@ def open_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
     entry = config.get("quantization_config")
     if entry is not None and entry.get("quant_method") != QUANT_METHOD:
         raise ValueError(
-            f"{folder}: quantised by {entry.get('quant_method')!r}; expected a dense checkpoint or "
+            f"{folder}: quantized by {entry.get('quant_method')!r}; expected a dense checkpoint or "
             "one packed by wanda_ext"
         )
     index = None

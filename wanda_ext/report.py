@@ -40,6 +40,7 @@ class PruneReport:
     """Everything about one prune_model call. str() is a table whose first line tells the swap."""
 
     linears: list[LinearReport] = field(default_factory=list)
+    block_weights: int = 0  # all that the blocks hold, in linears or not (experts, convolutions)
     swap: str = "swapped nothing"
     status: str = "running"  # "complete", or where it stopped
     seconds: float = 0.0
@@ -87,7 +88,8 @@ class PruneReport:
         weights = sum(linear.weights for linear in self.pruned)
         return (
             f"{self.status}: {len(self.pruned)} of {len(self.linears)} linears pruned, "
-            f"{weights / 1e6:.1f} M weights, {self.sparsity:.2%} zeros, {self.seconds:.1f} s"
+            f"{weights / 1e6:.1f} of the blocks' {self.block_weights / 1e6:.1f} M weights, "
+            f"{self.sparsity:.2%} zeros, {self.seconds:.1f} s"
             + (f", peak memory {memory}" if memory else "")
         )
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from wanda_ext.inspection import pattern_of
+from wanda_ext.inspection import follows, pattern_of
 from wanda_ext.linear import SparseLinear24
 from wanda_ext.report import LinearReport, PruneReport
 
@@ -98,7 +98,8 @@ def _verified(name: str, module: Any, expected: LinearReport | None) -> Verified
         counted = round(expected.reached * expected.weights)
         if zeros < counted:
             problems.append(f"has {zeros} zeros, {counted} when it was pruned")
-        if not _follows(weight, expected.asked):
+        nm = (expected.asked or "").split(":")
+        if len(nm) == 2 and not follows(weight, int(nm[0]), int(nm[1])):
             problems.append(f"is not {expected.asked}, which it was pruned to")
     return found(pattern_of(weight), zeros, *problems)
 
@@ -109,17 +110,6 @@ def _bad_metadata_row(meta: Tensor) -> int | None:
     bad = ((nibbles & 3) >= (nibbles >> 2 & 3)).flatten(1).any(dim=1)
     rows = bad.nonzero()
     return int(rows[0]) if len(rows) else None
-
-
-def _follows(weight: Tensor, asked: str | None) -> bool:
-    """Whether a weight [n, k] keeps to "keep:group"; anything else asks for no pattern."""
-    if asked is None or ":" not in asked:
-        return True
-    keep, group = map(int, asked.split(":"))
-    n, k = weight.shape
-    if k % group:
-        return False
-    return not bool(((weight != 0).reshape(n, k // group, group).sum(dim=2) > keep).any())
 
 
 def _cells(linear: VerifiedLinear) -> tuple[str, ...]:

@@ -127,11 +127,10 @@ class _Hooks:
 
             return see
 
-        handles = [
-            linear.register_forward_pre_hook(hook(name), with_kwargs=True)
-            for name, linear in linears.items()
-        ]
+        handles = []
         try:
+            for name, linear in linears.items():
+                handles.append(linear.register_forward_pre_hook(hook(name), with_kwargs=True))
             yield
         except Stop:
             pass
@@ -198,8 +197,8 @@ def on_device(block: nn.Module, device: torch.device | None) -> Iterator[None]:
         yield
         return
     home = next(block.parameters()).device
-    block.to(device)
     try:
+        block.to(device)
         yield
     finally:
         block.to(home)
