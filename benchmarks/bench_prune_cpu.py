@@ -216,7 +216,7 @@ def main() -> None:
     if args.only in (None, "ops"):
         results["ops"] = bench_ops()
     if args.only in (None, "model"):
-        results["model"] = bench_model(5)
+        results["model"] = bench_model(7)
     harness.show([*results.get("ops", []), *results.get("model", [])])
     if args.only is None:
         harness.save("prune_cpu.json", results)
