@@ -98,7 +98,7 @@ def test_default_length_and_batches(tokenizer):
     assert [len(b["input_ids"][0]) for b in calibration_batches("builtin", **options)] == [2048] * 5
     short = calibration_batches("builtin", **options, context=256, batch_size=2)
     assert [list(b["input_ids"].shape) for b in short] == [[2, 256], [2, 256], [1, 256]]
-    assert [len(b["input_ids"]) for b in calibration_batches(token_ids(10, 512))] == [4, 4, 2]
+    assert [len(b["input_ids"]) for b in calibration_batches(token_ids(10, 512))] == [2, 2, 2, 2, 2]
 
 
 def test_tokenizer_from_a_directory(tokenizer, expected, tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fresh_python import python_options
 from safetensors.torch import save_file
 
 from wanda_ext.directory import MARKER, new_directory, read_headers
@@ -93,7 +94,10 @@ with new_directory({str(tmp_path / "out")!r}) as folder:
     input()
 """
     with subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        **python_options(),
     ) as writer:
         assert writer.stdout.readline() == b"writing\n"
         os.kill(writer.pid, signal.SIGKILL)

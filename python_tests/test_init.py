@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from fresh_python import run_python
 from house import README
 from models import tiny_model, tiny_tokenizer
 
 import wanda_ext
 
 
-def run_python(code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+def printed_by(code: str) -> str:
+    done = run_python(code)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -27,7 +26,7 @@ def test_every_exported_name_is_there() -> None:
 
 def test_functions_are_not_hidden_by_modules_of_their_name() -> None:
     code = "import wanda_ext.verify, wanda_ext.convert, wanda_ext.cli; from wanda_ext import *\n"
-    assert run_python(code + "print(callable(verify), callable(convert))") == "True True"
+    assert printed_by(code + "print(callable(verify), callable(convert))") == "True True"
 
 
 def test_import_is_light() -> None:
@@ -38,7 +37,7 @@ import wanda_ext
 heavy = ("datasets", "matplotlib", "pandas", "lm_eval", "peft", "tokenizers.implementations")
 print(sorted(name for name in heavy if name in set(sys.modules) - before))
 """
-    assert run_python(code) == "[]"
+    assert printed_by(code) == "[]"
 
 
 def test_import_registers_the_quantizer() -> None:
@@ -48,7 +47,7 @@ assert "wanda_ext" not in known
 import wanda_ext
 print(known["wanda_ext"].__name__)
 """
-    assert run_python(code) == "WandaExtQuantizer"
+    assert printed_by(code) == "WandaExtQuantizer"
 
 
 def test_build_info_is_the_modules() -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from models_24 import IDS, dense_model, edit_json, logits, model_24, run_python
+from fresh_python import run_python
+from models_24 import IDS, dense_model, edit_json, logits, model_24
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM
