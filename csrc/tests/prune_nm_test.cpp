@@ -3,25 +3,16 @@
 #include <numeric>
 
 #include "check.h"
+#include "naive_scores.h"
 #include "wanda_ext/ops.h"
 
 namespace wanda_ext {
 namespace {
 
+using testing::is_bad;
 using testing::Matrix;
 using testing::Random;
-
-float score(const Matrix& weight, const float* input_norm, std::int64_t r, std::int64_t c) {
-  const float magnitude = std::fabs(weight.get(r, c));
-  return input_norm == nullptr ? magnitude : magnitude * input_norm[c];
-}
-
-bool is_bad(const Matrix& weight, const float* input_norm, std::int64_t r) {
-  for (std::int64_t c = 0; c < weight.cols(); ++c) {
-    if (!std::isfinite(score(weight, input_norm, r, c))) return true;
-  }
-  return false;
-}
+using testing::score;
 
 // Returns the lowest bad row, or -1.
 std::int32_t sort_and_prune(Matrix& weight, const float* input_norm, int keep, int group) {

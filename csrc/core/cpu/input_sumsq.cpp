@@ -5,7 +5,7 @@
 // Tiles are wide because long runs of a row read faster than short ones.
 #include <algorithm>
 
-#include "check_args.h"
+#include "core/check_args.h"
 #include "dtype.h"
 #include "parallel_chunks.h"
 #include "simd.h"

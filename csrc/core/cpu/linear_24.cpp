@@ -19,8 +19,8 @@
 #include <algorithm>
 #include <cstring>
 
-#include "check_args.h"
-#include "check_packed.h"
+#include "core/check_args.h"
+#include "core/check_packed.h"
 #include "dtype.h"
 #include "parallel_chunks.h"
 #include "simd.h"

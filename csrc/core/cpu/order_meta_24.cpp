@@ -1,5 +1,5 @@
 // Metadata from one order to another, padding added and stripped on the way.
-#include "check_packed.h"
+#include "core/check_packed.h"
 #include "parallel_chunks.h"
 #include "wanda_ext/ops.h"
 

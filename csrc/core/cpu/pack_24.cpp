@@ -6,8 +6,8 @@
 //   low  = the first non-zero of columns 0 and 1, else column 2
 //   high = column 1 where columns 0 and 1 are non-zero, column 2 where it and one before it are,
 //          else column 3 (a group with three non-zeros is not packed)
-#include "check_args.h"
-#include "check_packed.h"
+#include "core/check_args.h"
+#include "core/check_packed.h"
 #include "parallel_chunks.h"
 #include "scores.h"
 #include "simd.h"

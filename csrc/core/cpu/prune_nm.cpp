@@ -9,7 +9,7 @@
 #include <cstring>
 #include <vector>
 
-#include "check_args.h"
+#include "core/check_args.h"
 #include "dtype.h"
 #include "nm_registers.h"
 #include "parallel_chunks.h"

@@ -5,7 +5,7 @@
 // guess: the guesses narrow a bracket, interpolated where that works and halved where it does not,
 // so at most 62 passes over a row that lies in the cache (about 10 on usual weights). One more
 // pass writes the row. Which guesses were made never shows: the set of pruned columns is unique.
-#include "check_args.h"
+#include "core/check_args.h"
 #include "dtype.h"
 #include "parallel_chunks.h"
 #include "scores.h"

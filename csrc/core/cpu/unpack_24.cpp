@@ -1,7 +1,7 @@
 // The weight back from values and metadata: each column of a group of four takes the value that its
 // nibble gives it, or zero, one group a vector lane.
-#include "check_args.h"
-#include "check_packed.h"
+#include "core/check_args.h"
+#include "core/check_packed.h"
 #include "parallel_chunks.h"
 #include "simd.h"
 #include "wanda_ext/ops.h"

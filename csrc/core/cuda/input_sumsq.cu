@@ -9,7 +9,7 @@
 // The order of every addition is the tree of ops.h, so the bits are those of the CPU op.
 #include <cstdint>
 
-#include "core/cpu/check_args.h"
+#include "core/check_args.h"
 #include "device.h"
 #include "wanda_ext/ops.h"
 

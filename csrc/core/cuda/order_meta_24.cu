@@ -6,7 +6,7 @@
 // Memory: 1/8 byte read and written a weight, 1/16 of a pass over 16-bit weights.
 #include <cstdint>
 
-#include "core/cpu/check_packed.h"
+#include "core/check_packed.h"
 #include "launch.h"
 #include "wanda_ext/ops.h"
 

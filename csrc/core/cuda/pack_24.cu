@@ -9,8 +9,8 @@
 #include <cstdint>
 
 #include "check_rows.h"
-#include "core/cpu/check_args.h"
-#include "core/cpu/check_packed.h"
+#include "core/check_args.h"
+#include "core/check_packed.h"
 #include "wanda_ext/ops.h"
 
 namespace wanda_ext {

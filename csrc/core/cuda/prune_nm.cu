@@ -9,7 +9,7 @@
 #include <cstdint>
 
 #include "check_rows.h"
-#include "core/cpu/check_args.h"
+#include "core/check_args.h"
 #include "wanda_ext/ops.h"
 
 namespace wanda_ext {

@@ -14,7 +14,7 @@
 // Memory: 2 bytes read and 2 written a weight of a 16-bit type; the norms come from the L1 cache.
 #include <cstdint>
 
-#include "core/cpu/check_args.h"
+#include "core/check_args.h"
 #include "row.h"
 #include "wanda_ext/ops.h"
 

@@ -6,8 +6,8 @@
 // Memory: 1 1/8 bytes read and 2 written a weight of a 16-bit type.
 #include <cstdint>
 
-#include "core/cpu/check_args.h"
-#include "core/cpu/check_packed.h"
+#include "core/check_args.h"
+#include "core/check_packed.h"
 #include "row.h"
 #include "wanda_ext/ops.h"
 
