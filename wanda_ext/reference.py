@@ -24,7 +24,7 @@ _AXES = {
 def input_sumsq_(acc: Tensor, x: Tensor, keep: Tensor | None = None) -> None:
     """acc[k] += sum over kept tokens of x[m, k]^2, by the one summation tree.
 
-    fp32 over each 32 rows, fp64 over each 8 such chunks, fp64 over those, then one addition to acc.
+    fp32 over each 32 rows, fp64 over each 8 such chunks; these sums are added to acc in row order.
 
     Shapes: acc [k] float64; x [..., k]; keep [...] bool.
     """
@@ -36,7 +36,8 @@ def input_sumsq_(acc: Tensor, x: Tensor, keep: Tensor | None = None) -> None:
     tree = squares.new_zeros(n_groups, CHUNKS_PER_GROUP, ROWS_PER_CHUNK, x.shape[-1])
     tree.flatten(0, 2)[: len(squares)] = squares  # the zeros after them change no sum
     chunks = _add_in_order(tree, dim=2).double()
-    acc += _add_in_order(_add_in_order(chunks, dim=1), dim=0)
+    for group in _add_in_order(chunks, dim=1):
+        acc += group
 
 
 def prune_rows_(

@@ -1,8 +1,9 @@
 // acc[k] += sum over tokens of x[m,k]^2, in the tree of ops.h.
 //
-// One pass over x at memory speed. A thread owns a tile of columns for all tokens, so no sum
-// crosses threads; the tile's sums (20 bytes a column, on the stack) stay in the L1 and L2 cache.
-// Tiles are wide because long runs of a row read faster than short ones.
+// One pass over x at memory speed. A thread owns a range of columns for all tokens, so no sum
+// crosses threads. It takes the range in at least two tiles, whose sums (12 bytes a column, on the
+// stack) are then no more than a 16-bit row a thread and k floats over all threads, and stay in the
+// L1 and L2 cache. Tiles are wide because long runs of a row read faster than short ones.
 #include <algorithm>
 
 #include "core/check_args.h"
@@ -14,14 +15,13 @@
 namespace wanda_ext {
 namespace {
 
-constexpr std::int64_t kMaxTile = 8192;
+constexpr std::int64_t kMaxTile = 4096;
 constexpr std::int64_t kTileGrain = 64;
 
-// The sums of one tile, one for each open level of the tree.
+// The open sums of one tile.
 struct TileSums {
   float chunk[kMaxTile];
   double group[kMaxTile];
-  double total[kMaxTile];
 };
 
 template <typename T>
@@ -55,7 +55,7 @@ WANDA_EXT_INLINE void add_squares(const T* const* rows, int count, std::int64_t 
   }
 }
 
-// Adds the lower level's sums to the next one's and clears them for the next chunk or group.
+// Adds the lower level's sums to the next one's and clears them for its next chunk or group.
 template <typename From>
 WANDA_EXT_INLINE void fold(From* __restrict from, double* __restrict to, std::int64_t cols) {
   for (std::int64_t j = 0; j < cols; ++j) {
@@ -71,7 +71,6 @@ WANDA_EXT_INLINE void sum_tile(double* __restrict acc, const T* x, std::int64_t 
   for (std::int64_t j = 0; j < cols; ++j) {
     sums.chunk[j] = 0;
     sums.group[j] = 0;
-    sums.total[j] = 0;
   }
   const std::int64_t chunks = (m + kRowsPerChunk - 1) / kRowsPerChunk;
   for (std::int64_t chunk = 0; chunk < chunks; ++chunk) {
@@ -85,10 +84,9 @@ WANDA_EXT_INLINE void sum_tile(double* __restrict acc, const T* x, std::int64_t 
     add_squares(rows, count, cols, sums.chunk);
     fold(sums.chunk, sums.group, cols);
     if ((chunk + 1) % kChunksPerGroup == 0 || chunk + 1 == chunks) {
-      fold(sums.group, sums.total, cols);
+      fold(sums.group, acc, cols);
     }
   }
-  for (std::int64_t j = 0; j < cols; ++j) acc[j] += sums.total[j];
 }
 
 WANDA_EXT_CLONES void sum_columns(double* acc, const ConstMatrixView& x, const bool* keep,
@@ -115,12 +113,14 @@ Status input_sumsq(double* acc, ConstMatrixView x, const bool* keep, const Paral
                       "input_sumsq: acc is a null pointer; pass %lld doubles",
                       static_cast<long long>(x.cols));
   }
-  for_each_range(parallel, x.cols, kTileGrain,
-                 [&](std::int64_t begin, std::int64_t end, std::int64_t) {
-                   for (; begin < end; begin += kMaxTile) {
-                     sum_columns(acc, x, keep, begin, std::min(kMaxTile, end - begin));
-                   }
-                 });
+  for_each_range(
+      parallel, x.cols, kTileGrain, [&](std::int64_t begin, std::int64_t end, std::int64_t) {
+        const std::int64_t grains = ((end - begin + 1) / 2 + kTileGrain - 1) / kTileGrain;
+        const std::int64_t tile = std::min(kMaxTile, grains * kTileGrain);
+        for (; begin < end; begin += tile) {
+          sum_columns(acc, x, keep, begin, std::min(tile, end - begin));
+        }
+      });
   return {};
 }
 

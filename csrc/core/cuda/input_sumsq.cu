@@ -3,7 +3,7 @@
 //   group_sums  a CTA takes one group of 256 rows over a tile of columns. Each of its 8 warps sums
 //               one chunk of 32 rows in fp32, its lanes side by side along the row, 16 bytes each.
 //               The chunk sums meet in shared memory and are folded in fp64, in row order.
-//   add_groups  a thread per column folds the group sums in row order and adds the total to acc.
+//   add_groups  a thread per column adds the group sums to acc in row order.
 //
 // Memory: x is read once; the workspace holds one fp64 per group and column, 1/64 of a 16-bit x.
 // The order of every addition is the tree of ops.h, so the bits are those of the CPU op.
@@ -95,10 +95,10 @@ __global__ void __launch_bounds__(kFoldThreads)
                double* __restrict__ acc) {
   const std::int64_t column = static_cast<std::int64_t>(blockIdx.x) * kFoldThreads + threadIdx.x;
   if (column >= k) return;
-  double total = 0;
+  double total = acc[column];
 #pragma unroll 8  // loads in flight
   for (std::int64_t g = 0; g < count; ++g) total = __dadd_rn(total, groups[g * k + column]);
-  acc[column] = __dadd_rn(acc[column], total);
+  acc[column] = total;
 }
 
 template <typename T, int kVec>

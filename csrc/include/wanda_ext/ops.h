@@ -28,8 +28,8 @@ namespace wanda_ext {
 
 // The tree of input_sumsq. Squares are rounded to fp32 and added in fp32, row by row, from +0 over
 // each kRowsPerChunk rows; the chunk sums of a group of kChunksPerGroup are added in fp64 in row
-// order from 0; the group sums likewise; that total is added to acc once. A dropped token adds
-// nothing but keeps its place, so it splits no chunk differently.
+// order from 0; each group's sum is added to acc, in row order. A dropped token adds nothing but
+// keeps its place, so it splits no chunk differently.
 constexpr std::int64_t kRowsPerChunk = 32;
 constexpr std::int64_t kChunksPerGroup = 8;
 
