@@ -1,4 +1,4 @@
-// pack_24, unpack_24 and order_meta_24 on CUDA devices, on torch's current stream.
+// pack_24, unpack_24, order_meta_24 and linear_24 on CUDA devices, on torch's current stream.
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
@@ -54,6 +54,48 @@ Tensor order_meta_24(const Tensor& meta, std::int64_t n, std::int64_t k, std::in
   return moved;
 }
 
+// The kernels read 16 bytes at a time.
+ConstMatrixView aligned(Rows& rows) {
+  const ConstMatrixView& view = rows.view;
+  const bool fits =
+      reinterpret_cast<std::uintptr_t>(view.data) % 16 == 0 && (view.rows <= 1 || view.ld % 8 == 0);
+  if (fits) return view;
+  rows.tensor = torch::stable::clone(torch::stable::contiguous(rows.tensor));
+  return {rows.tensor.data_ptr(), view.rows, view.cols, view.cols, view.dtype};
+}
+
+Tensor linear_24(const Tensor& x, const Tensor& values, const Tensor& meta, std::int64_t order,
+                 const std::optional<Tensor>& bias) {
+  const char* op = "linear_24";
+  const DeviceGuard guard(values.get_device_index());
+  const Packed packed = packed_of(op, values, meta, order);
+  Rows rows = rows_of(op, x);
+  check(x.device() == values.device(), op, "x must be on the device of values; move it there");
+  check(rows.view.dtype == packed.dtype, op, "x must have the dtype of values, ",
+        name_of(values.scalar_type()), ", got ", name_of(x.scalar_type()));
+  check(rows.view.cols == packed.k, op, "x must be of shape [..., ", packed.k, "], got ",
+        text(sizes_of(x)));
+  const auto* added =
+      data_or_null<const void>(op, "bias", bias, values.scalar_type(), {packed.n}, values);
+  Sizes sizes = sizes_of(x);
+  sizes.back() = packed.n;
+  Tensor y = torch::stable::new_empty(x, sizes);
+  const std::int64_t m = rows.view.rows;
+  cuda::Device device;
+  check(op, cuda::current_device(&device));
+  cuda::Linear24Choice choice;
+  check(op,
+        cuda::linear_24_choose(device, m, packed.n, packed.k, packed.dtype, packed.order, &choice));
+  const std::size_t bytes = cuda::linear_24_workspace(choice, m, packed.n, packed.k);
+  const Tensor workspace =
+      torch::stable::new_empty(x, Sizes{static_cast<std::int64_t>(bytes)}, ScalarType::Byte);
+  check(op,
+        cuda::linear_24(aligned(rows), packed.values, packed.meta, packed.order, added,
+                        {y.data_ptr(), m, packed.n, packed.n, packed.dtype}, choice,
+                        workspace.data_ptr(), current_cuda_stream(op, values.get_device_index())));
+  return y;
+}
+
 }  // namespace
 }  // namespace wanda_ext::bindings
 
@@ -61,4 +103,5 @@ STABLE_TORCH_LIBRARY_IMPL(wanda_ext, CUDA, m) {
   m.impl("pack_24", TORCH_BOX(&wanda_ext::bindings::pack_24));
   m.impl("unpack_24", TORCH_BOX(&wanda_ext::bindings::unpack_24));
   m.impl("order_meta_24", TORCH_BOX(&wanda_ext::bindings::order_meta_24));
+  m.impl("linear_24", TORCH_BOX(&wanda_ext::bindings::linear_24));
 }

@@ -99,6 +99,47 @@ Status order_meta_24(const std::int16_t* src, MetaOrder src_order, std::int16_t*
 Status prune_pack_24(ConstMatrixView weight, const float* input_norm, void* values,
                      std::int16_t* meta, std::int32_t* bad, cudaStream_t stream);
 
+// linear_24 on a device has several kernels, each best for some m; all read one packed weight.
+// Which one runs is a choice: found by linear_24_choose, or forced by the caller.
+struct Device {
+  int arch;  // compute capability: 90 for 9.0
+  int sms;   // streaming multiprocessors
+};
+struct Linear24Choice {
+  int kernel = 0;      // in [0, linear_24_kernels())
+  int splits = 1;      // parts of k, computed apart and added in order
+  bool tuned = false;  // by a rule, not by default
+};
+// Of all calls with these device, dtype, n and k, and m <= last_m (the nearest such rule wins).
+struct Linear24Rule {
+  Device device;
+  DType dtype;
+  std::int64_t n, k, last_m;
+  Linear24Choice choice;
+};
+
+Status current_device(Device* device);
+int linear_24_kernels();
+const char* linear_24_kernel_name(int kernel);  // "mma_sp_128x16", or "" where there is none
+// Replaces all rules. Copies them; safe beside running calls.
+Status set_linear_24_rules(const Linear24Rule* rules, std::int64_t count);
+// By the rules, or else a default that depends on the arguments alone. Fails where no kernel of
+// this program runs on such a device, or reads that dtype or order.
+Status linear_24_choose(Device device, std::int64_t m, std::int64_t n, std::int64_t k, DType dtype,
+                        MetaOrder order, Linear24Choice* choice);
+// Whether `choice.kernel` can run that problem with that many splits; the Status says why not.
+Status linear_24_check(Linear24Choice choice, Device device, std::int64_t m, std::int64_t n,
+                       std::int64_t k, DType dtype, MetaOrder order);
+
+// y [m,n] = x [m,k] @ W^T (+ bias [n]); bf16 or fp16, fp32 accumulation; order 80 or 90. x, values,
+// meta and y start on 16 bytes, x.ld % 8 == 0, y is contiguous (y.ld == n).
+// workspace: linear_24_workspace(choice, m, n, k) bytes of device memory on 16 bytes.
+std::size_t linear_24_workspace(Linear24Choice choice, std::int64_t m, std::int64_t n,
+                                std::int64_t k);
+Status linear_24(ConstMatrixView x, const void* values, const std::int16_t* meta, MetaOrder order,
+                 const void* bias, MatrixView y, Linear24Choice choice, void* workspace,
+                 cudaStream_t stream);
+
 // "4.2.0": the CUTLASS headers this library was compiled with.
 const char* cutlass_version();
 
