@@ -142,19 +142,6 @@ def test_report_tells_what_was_done(tmp_path):
     assert PruneReport.load(tmp_path / "r.json") == report
 
 
-def test_blocks_go_to_the_device_one_at_a_time_and_back(monkeypatch):
-    model, plain = tiny_model(), tiny_model()
-    moves = []
-    move = nn.Module.to
-    monkeypatch.setattr(nn.Module, "to", lambda m, d: (moves.append((m, str(d))), move(m, d))[1])
-    report = prune_model(model, token_ids(), 0.5, device="cpu", **QUIET)
-    assert moves == [(block, "cpu") for block in model.model.layers for _ in range(2)]
-    assert report.arguments["device"] == "cpu"
-    prune_model(plain, token_ids(), 0.5, **QUIET)
-    assert len(moves) == 6
-    assert_same_masks(model, plain)
-
-
 def test_ops_without_a_kernel_run_on_a_copy(monkeypatch):
     asked = []
     monkeypatch.setattr("wanda_ext.ops.supports", lambda op, device: asked.append(op) or False)

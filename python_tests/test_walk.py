@@ -19,6 +19,7 @@ from wanda_ext.blocks import find_blocks, linears_of
 from wanda_ext.calibration import calibration_batches
 from wanda_ext.methods import Magnitude
 from wanda_ext.sparsity import NM
+from wanda_ext.transfer import Copies
 from wanda_ext.walk import Walk
 
 
@@ -149,9 +150,10 @@ def test_a_device_changes_nothing_but_the_place():
     blocks = find_blocks(model)
     batches = calibration_batches(token_ids(4), batch_size=2)
     here = Walk(model, blocks, batches)
-    there = Walk(model, blocks, batches, torch.device("cpu"))
-    for walk in (here, there):
-        walk.statistics(0, linears_of(blocks[0][1]))
-        walk.advance(0)
+    with Copies(torch.device("cpu")) as copies:
+        there = Walk(model, blocks, batches, copies)
+        for walk in (here, there):
+            walk.statistics(0, linears_of(blocks[0][1]))
+            walk.advance(0)
     for a, b in zip(here.hidden, there.hidden, strict=True):
         assert torch.equal(a, b)

@@ -6,7 +6,7 @@ import platform
 import random
 import resource
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from time import perf_counter
 from typing import Any, Literal
 
@@ -23,7 +23,8 @@ from wanda_ext.methods import Method, get_method
 from wanda_ext.plan import PlannedBlock, check_packable, plan_blocks, targets_of
 from wanda_ext.report import PruneReport
 from wanda_ext.sparsity import NM, SparsitySpec, spec_text
-from wanda_ext.walk import Walk, on_device
+from wanda_ext.transfer import Copies, Visits
+from wanda_ext.walk import Walk
 
 
 class PruneError(RuntimeError):
@@ -91,7 +92,9 @@ def prune_model(
         "swap": swap,
         "tokens": list(tokens),
     }
-    with _preserved(model), _reported(report, model, at):
+    away = at is not None and any(p.device != at for b in plan for p in b.module.parameters())
+    travel = Copies(at) if at is not None and away else nullcontext()
+    with _preserved(model), _reported(report, model, at), travel as copies:
         walk = None
         if method.needs_inputs:
             report.status = "calibration"
@@ -106,17 +109,20 @@ def prune_model(
                 vocab_size=vocab_size_of(model),
             )
             report.status = "capture"
-            walk = Walk(model, [(block.name, block.module) for block in plan], batches, at)
+            walk = Walk(model, [(block.name, block.module) for block in plan], batches, copies)
+        visits = None if copies is None else Visits([block.module for block in plan], copies)
         last = max(i for i, block in enumerate(plan) if block.targets)
         for i, block in enumerate(tqdm(plan, "pruning", unit="block", disable=not progress)):
             report.status = block.name
             modules = {name: linear.module for name, linear in block.targets.items()}
-            with on_device(block.module, at):
+            with visits.visit(i) if visits else nullcontext():
                 found = walk.statistics(i, modules) if walk else None
                 with pruned_block(block, method, found) as lines:
                     if walk and i < last:
                         walk.advance(i)
             report.linears += lines
+        if copies is not None:
+            copies.finish()
         report.status = "swap"
         report.swap = _swap(model, plan, swap)
     return report
@@ -125,7 +131,7 @@ def prune_model(
 def _usable_device(device: torch.device | str) -> torch.device:
     try:
         at = torch.device(device)
-        torch.empty(0, device=at)
+        at = torch.empty(0, device=at).device  # "cuda" is one of them
     except (RuntimeError, AssertionError) as error:  # a torch without CUDA asserts
         raise ValueError(
             f"device={str(device)!r} cannot be used here ({str(error).splitlines()[0]}): name "

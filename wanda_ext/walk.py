@@ -14,6 +14,7 @@ from wanda_ext import ops
 from wanda_ext.blocks import Block
 from wanda_ext.calibration import Batch
 from wanda_ext.capture import Call, Pool, Stop, capture, probe
+from wanda_ext.transfer import Copies
 
 
 @dataclass
@@ -33,7 +34,8 @@ class Walk:
     """The hidden states of every batch on their way through the blocks.
 
     `hidden[j]` is what enters block i from batch j, after advance(0) ... advance(i - 1). With
-    `device` the block and its inputs are there while it runs; else where they are.
+    `copies` the caller has the block on their device when it runs; inputs are brought there, and
+    what leaves it goes home, beside the work on other batches: `copies.finish()` waits for it.
     """
 
     @torch.no_grad()
@@ -42,10 +44,10 @@ class Walk:
         model: nn.Module,
         blocks: Sequence[Block],
         batches: Sequence[Batch],
-        device: torch.device | None = None,
+        copies: Copies | None = None,
     ) -> None:
         """Captures. Raises RuntimeError where the model does more between blocks than pass on."""
-        self.device = device
+        self._copies = copies
         self.blocks = [block for _, block in blocks]
         self.keep = [_keep_mask(batch) for batch in batches]
         self.hidden: list[Tensor] = []
@@ -58,7 +60,7 @@ class Walk:
         for batch in batches:
             tensors = {key: value.to(home) for key, value in batch.items()}
             hidden, calls = capture(model, blocks, tensors, as_tuple, pool)
-            self.hidden.append(hidden)
+            self.hidden.append(hidden if copies is None else copies.at_home(hidden))
             self._calls.append(calls)
 
     @torch.no_grad()
@@ -72,28 +74,43 @@ class Walk:
         if not linears:
             return found
         kind = type(self.blocks[index])
-        for j, keep in enumerate(self.keep):
+        for j, (hidden, keep) in enumerate(zip(self._inputs(), self.keep, strict=True)):
             known = [name for name in self._orders.get(kind, ()) if name in linears]
             hooks = _Hooks(found, keep, known if sorted(known) == sorted(linears) else None)
             with hooks.on(linears):
-                self._run(index, j)
+                self._run(index, j, hidden)
             self._orders[kind] = hooks.order
         return found
 
     @torch.no_grad()
     def advance(self, index: int) -> None:
         """Runs block `index` as it is now; `hidden` becomes what enters the next one."""
-        for j in range(len(self.hidden)):
-            self.hidden[j] = self._run(index, j).to(self.hidden[j].device)
+        for j, hidden in enumerate(self._inputs()):
+            out = self._run(index, j, hidden)
+            if self._copies is None:
+                self.hidden[j] = out
+            else:
+                self._copies.send((out, self.hidden[j]))
             self._calls[j][index] = None
 
-    def _run(self, index: int, j: int) -> Tensor:
-        call, hidden = self._calls[j][index], self.hidden[j]
+    def _inputs(self) -> Iterator[Tensor]:
+        """The hidden states of one batch after the other; the next one is already on its way."""
+        if self._copies is None:
+            yield from self.hidden
+            return
+        arrive = self._copies.bring(self.hidden[0])
+        for following in [*self.hidden[1:], None]:
+            hidden = arrive()
+            if following is not None:
+                arrive = self._copies.bring(following)
+            yield hidden
+
+    def _run(self, index: int, j: int, hidden: Tensor) -> Tensor:
+        call = self._calls[j][index]
         if call is None:  # the model skips this block
             return hidden
-        if self.device is not None:
-            hidden = hidden.to(self.device)
-            call.args, call.kwargs = _moved((call.args, call.kwargs), self.device)
+        if self._copies is not None:
+            call.args, call.kwargs = _moved((call.args, call.kwargs), self._copies.device)
         out = self.blocks[index](hidden, *call.args, **call.kwargs)
         passed_on: Tensor = out[0] if isinstance(out, tuple) else out
         return passed_on
@@ -188,17 +205,3 @@ def _moved(value: Any, device: torch.device) -> Any:
     if type(value) is dict:
         value.update({key: _moved(item, device) for key, item in value.items()})
     return value
-
-
-@contextmanager
-def on_device(block: nn.Module, device: torch.device | None) -> Iterator[None]:
-    """The block on `device` for a while, and back."""
-    if device is None:
-        yield
-        return
-    home = next(block.parameters()).device
-    try:
-        block.to(device)
-        yield
-    finally:
-        block.to(home)
