@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -121,6 +122,21 @@ def in_eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, flag in training:
             module.training = flag
+
+
+@contextmanager
+def preserved(model: nn.Module) -> Iterator[None]:
+    """eval() and no gradients inside; afterwards training flags and random states are as before."""
+    state, torch_state = random.getstate(), torch.get_rng_state()
+    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
+    try:
+        with in_eval_mode(model), torch.inference_mode(False), torch.no_grad():
+            yield
+    finally:
+        random.setstate(state)
+        torch.set_rng_state(torch_state)
+        if cuda_states is not None:
+            torch.cuda.set_rng_state_all(cuda_states)
 
 
 # --- What is refused before any work -------------------------------------------------------------

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from wanda_ext.blocks import dense_weight, weight_of, weight_shape
+from wanda_ext.interrupt import step
 from wanda_ext.methods import Method
 from wanda_ext.plan import PlannedBlock, PlannedLinear
 from wanda_ext.report import LinearReport
@@ -64,6 +65,7 @@ def pruned_block(
 
 def _prune(linear: PlannedLinear, method: Method, norm: Tensor | None) -> _Pruned:
     assert linear.sparsity is not None
+    step()
     home = weight_of(linear.module).device
     device = home
     for op in PRUNING_OPS:

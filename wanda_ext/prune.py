@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import random
 import resource
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -15,10 +14,11 @@ import transformers
 from torch import nn
 from tqdm.auto import tqdm
 
-from wanda_ext.blocks import check_prunable, context_of, in_eval_mode, vocab_size_of
-from wanda_ext.calibration import calibration_batches
+from wanda_ext.blocks import check_prunable, context_of, preserved, vocab_size_of
+from wanda_ext.calibration import Batch, calibration_batches
 from wanda_ext.checkpoint import swap_linears
 from wanda_ext.commit import pruned_block
+from wanda_ext.interrupt import held_back, step
 from wanda_ext.methods import Method, get_method
 from wanda_ext.plan import PlannedBlock, check_packable, plan_blocks, targets_of
 from wanda_ext.report import PruneReport
@@ -92,25 +92,47 @@ def prune_model(
         "swap": swap,
         "tokens": list(tokens),
     }
-    away = at is not None and any(p.device != at for b in plan for p in b.module.parameters())
-    travel = Copies(at) if at is not None and away else nullcontext()
-    with _preserved(model), _reported(report, model, at), travel as copies:
-        walk = None
+    with _reported(report, model, at):
+        batches = None
         if method.needs_inputs:
             report.status = "calibration"
-            batches = calibration_batches(
-                calib,
-                tokenizer=getattr(model, "name_or_path", "") if tokenizer is None else tokenizer,
-                nsamples=nsamples,
-                seqlen=seqlen,
-                seed=seed,
-                batch_size=batch_size,
-                context=context_of(model),
-                vocab_size=vocab_size_of(model),
-            )
+            own_tokenizer = getattr(model, "name_or_path", "")
+            with preserved(model):
+                batches = calibration_batches(
+                    calib,
+                    tokenizer=own_tokenizer if tokenizer is None else tokenizer,
+                    nsamples=nsamples,
+                    seqlen=seqlen,
+                    seed=seed,
+                    batch_size=batch_size,
+                    context=context_of(model),
+                    vocab_size=vocab_size_of(model),
+                )
+        with held_back(), preserved(model):
+            _prune_blocks(model, plan, method, batches, at, report, progress)
+            report.status = "swap"
+            report.swap = _swap(model, plan, swap)
+    return report
+
+
+def _prune_blocks(
+    model: nn.Module,
+    plan: list[PlannedBlock],
+    method: Method,
+    batches: list[Batch] | None,
+    at: torch.device | None,
+    report: PruneReport,
+    progress: bool,
+) -> None:
+    """Every block: on the device, statistics, zeros, what it passes on now, a line a linear."""
+    away = at is not None and any(p.device != at for b in plan for p in b.module.parameters())
+    with Copies(at) if at is not None and away else nullcontext() as copies:
+        walk = visits = None
+        if batches is not None:
             report.status = "capture"
             walk = Walk(model, [(block.name, block.module) for block in plan], batches, copies)
-        visits = None if copies is None else Visits([block.module for block in plan], copies)
+        if copies is not None:
+            visits = Visits([block.module for block in plan], copies)
         last = max(i for i, block in enumerate(plan) if block.targets)
         for i, block in enumerate(tqdm(plan, "pruning", unit="block", disable=not progress)):
             report.status = block.name
@@ -121,11 +143,7 @@ def prune_model(
                     if walk and i < last:
                         walk.advance(i)
             report.linears += lines
-        if copies is not None:
-            copies.finish()
-        report.status = "swap"
-        report.swap = _swap(model, plan, swap)
-    return report
+            step()
 
 
 def _usable_device(device: torch.device | str) -> torch.device:
@@ -210,21 +228,6 @@ def _reported(report: PruneReport, model: nn.Module, at: torch.device | None) ->
         report.peak_memory = {"cpu": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
         for device in cuda:
             report.peak_memory[str(device)] = torch.cuda.max_memory_allocated(device)
-
-
-@contextmanager
-def _preserved(model: nn.Module) -> Iterator[None]:
-    """eval() and no gradients inside; afterwards training flags and random states are as before."""
-    state, torch_state = random.getstate(), torch.get_rng_state()
-    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
-    try:
-        with in_eval_mode(model), torch.inference_mode(False), torch.no_grad():
-            yield
-    finally:
-        random.setstate(state)
-        torch.set_rng_state(torch_state)
-        if cuda_states is not None:
-            torch.cuda.set_rng_state_all(cuda_states)
 
 
 def _versions() -> dict[str, str]:

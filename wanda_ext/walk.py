@@ -14,6 +14,7 @@ from wanda_ext import ops
 from wanda_ext.blocks import Block
 from wanda_ext.calibration import Batch
 from wanda_ext.capture import Call, Pool, Stop, capture, probe
+from wanda_ext.interrupt import step
 from wanda_ext.transfer import Copies
 
 
@@ -58,6 +59,7 @@ class Walk:
         self._orders: dict[type, list[str]] = {type(first): order}  # in which blocks run linears
         pool = Pool()
         for batch in batches:
+            step()
             tensors = {key: value.to(home) for key, value in batch.items()}
             hidden, calls = capture(model, blocks, tensors, as_tuple, pool)
             self.hidden.append(hidden if copies is None else copies.at_home(hidden))
@@ -106,6 +108,7 @@ class Walk:
             yield hidden
 
     def _run(self, index: int, j: int, hidden: Tensor) -> Tensor:
+        step()
         call = self._calls[j][index]
         if call is None:  # the model skips this block
             return hidden
