@@ -3,9 +3,8 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
-#include "checks.h"
+#include "arguments.h"
 #include "stream.h"
-#include "wanda_ext/ops.h"
 
 namespace wanda_ext::bindings {
 namespace {
@@ -15,29 +14,19 @@ using torch::stable::accelerator::DeviceGuard;
 void input_sumsq_(const Tensor& acc, const Tensor& x, const std::optional<Tensor>& keep) {
   const char* op = "input_sumsq_";
   const DeviceGuard guard(x.get_device_index());
-  const Rows rows = rows_of(op, x);
-  check_tensor(op, "acc", acc, ScalarType::Double, {rows.view.cols}, x);
-  std::optional<Tensor> mask;
-  if (keep.has_value()) mask = torch::stable::contiguous(*keep);
-  Sizes leading = sizes_of(x);
-  leading.pop_back();
-  const bool* kept = data_or_null<const bool>(op, "keep", mask, ScalarType::Bool, leading, x);
-  const auto bytes = cuda::input_sumsq_workspace(rows.view.rows, rows.view.cols);
-  const Tensor workspace =
-      torch::stable::new_empty(x, Sizes{static_cast<std::int64_t>(bytes)}, ScalarType::Byte);
-  check(op, cuda::input_sumsq(static_cast<double*>(acc.data_ptr()), rows.view, kept,
-                              workspace.data_ptr(), current_cuda_stream(op, x.get_device_index())));
+  const SumsqArguments args(op, acc, x, keep);
+  const ConstMatrixView& view = args.x.view;
+  const Tensor workspace = new_workspace(x, cuda::input_sumsq_workspace(view.rows, view.cols));
+  check(op, cuda::input_sumsq(args.acc, view, args.keep, workspace.data_ptr(),
+                              current_cuda_stream(op, x.get_device_index())));
 }
 
 void prune_rows_(const Tensor& weight, const std::optional<Tensor>& input_norm,
                  std::int64_t n_prune, const std::optional<Tensor>& bad) {
   const char* op = "prune_rows_";
   const DeviceGuard guard(weight.get_device_index());
-  const MatrixView view = weight_view(op, weight);
-  const auto* norm = data_or_null<const float>(op, "input_norm", input_norm, ScalarType::Float,
-                                               {view.cols}, weight);
-  auto* first_bad = data_or_null<std::int32_t>(op, "bad", bad, ScalarType::Int, {1}, weight);
-  check(op, cuda::prune_rows(view, norm, n_prune, first_bad,
+  const PruneArguments args(op, weight, input_norm, bad);
+  check(op, cuda::prune_rows(args.weight, args.norm, n_prune, args.bad,
                              current_cuda_stream(op, weight.get_device_index())));
 }
 
@@ -45,14 +34,10 @@ void prune_nm_(const Tensor& weight, const std::optional<Tensor>& input_norm, st
                std::int64_t group, const std::optional<Tensor>& bad) {
   const char* op = "prune_nm_";
   const DeviceGuard guard(weight.get_device_index());
-  const MatrixView view = weight_view(op, weight);
-  const auto* norm = data_or_null<const float>(op, "input_norm", input_norm, ScalarType::Float,
-                                               {view.cols}, weight);
-  auto* first_bad = data_or_null<std::int32_t>(op, "bad", bad, ScalarType::Int, {1}, weight);
-  check(0 < keep && keep <= group && group <= kMaxGroup, op,
-        "expected 0 < keep <= group <= ", kMaxGroup, ", got keep ", keep, ", group ", group);
-  check(op, cuda::prune_nm(view, norm, static_cast<int>(keep), static_cast<int>(group), first_bad,
-                           current_cuda_stream(op, weight.get_device_index())));
+  const PruneArguments args(op, weight, input_norm, bad);
+  check_keep_of_group(op, keep, group);
+  check(op, cuda::prune_nm(args.weight, args.norm, static_cast<int>(keep), static_cast<int>(group),
+                           args.bad, current_cuda_stream(op, weight.get_device_index())));
 }
 
 }  // namespace

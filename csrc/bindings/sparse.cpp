@@ -3,75 +3,48 @@
 
 #include <tuple>
 
-#include "checks.h"
+#include "arguments.h"
 #include "threads.h"
-#include "wanda_ext/ops.h"
 
 namespace wanda_ext::bindings {
 namespace {
 
 std::tuple<Tensor, Tensor> pack_24(const Tensor& weight, const std::optional<Tensor>& bad) {
   const char* op = "pack_24";
-  const MatrixView view = weight_view(op, weight);
-  check(view.cols % kColumnsPerMeta == 0, op, "weight must be of shape [n, k] with k divisible by ",
-        kColumnsPerMeta, ", got ", text(sizes_of(weight)));
-  auto* first_bad = data_or_null<std::int32_t>(op, "bad", bad, ScalarType::Int, {1}, weight);
-  Tensor values = torch::stable::new_empty(weight, Sizes{view.rows, view.cols / 2});
-  Tensor meta = torch::stable::new_empty(weight, Sizes{view.rows, view.cols / kColumnsPerMeta},
-                                         ScalarType::Short);
-  check(op, wanda_ext::pack_24(view, values.data_ptr(), static_cast<std::int16_t*>(meta.data_ptr()),
-                               first_bad, torch_threads()));
-  return {values, meta};
+  const PackArguments args(op, weight, bad);
+  check(op, wanda_ext::pack_24(args.weight, args.values.data_ptr(), args.meta_words(), args.bad,
+                               torch_threads()));
+  return {args.values, args.meta};
 }
 
 Tensor unpack_24(const Tensor& values, const Tensor& meta, std::int64_t order) {
   const char* op = "unpack_24";
-  const Packed packed = packed_of(op, values, meta, order);
-  Tensor weight = torch::stable::new_empty(values, Sizes{packed.n, packed.k});
-  check(op, wanda_ext::unpack_24(packed.values, packed.meta, packed.order, weight_view(op, weight),
+  const UnpackArguments args(op, values, meta, order);
+  check(op, wanda_ext::unpack_24(args.packed.values, args.packed.meta, args.packed.order, args.view,
                                  torch_threads()));
-  return weight;
+  return args.weight;
 }
 
 Tensor order_meta_24(const Tensor& meta, std::int64_t n, std::int64_t k, std::int64_t src,
                      std::int64_t dst) {
   const char* op = "order_meta_24";
-  const MetaOrder src_order = order_of(op, "src", src);
-  const MetaOrder dst_order = order_of(op, "dst", dst);
-  check(n >= 0 && k >= 0 && k % kColumnsPerMeta == 0, op, "n and k must not be negative, k must be",
-        " divisible by ", kColumnsPerMeta, ", got n ", n, ", k ", k);
-  check_tensor(op, "meta", meta, ScalarType::Short, meta_sizes(src_order, n, k), meta);
-  Tensor moved = torch::stable::new_empty(meta, meta_sizes(dst_order, n, k));
-  check(op, wanda_ext::order_meta_24(static_cast<const std::int16_t*>(meta.data_ptr()), src_order,
-                                     static_cast<std::int16_t*>(moved.data_ptr()), dst_order, n, k,
+  const OrderArguments args(op, meta, n, k, src, dst);
+  check(op, wanda_ext::order_meta_24(args.src, args.src_order, args.dst, args.dst_order, n, k,
                                      torch_threads()));
-  return moved;
+  return args.moved;
 }
 
 Tensor linear_24(const Tensor& x, const Tensor& values, const Tensor& meta, std::int64_t order,
                  const std::optional<Tensor>& bias) {
   const char* op = "linear_24";
-  const Packed packed = packed_of(op, values, meta, order);
-  const Rows rows = rows_of(op, x);
-  check(x.device() == values.device(), op, "x must be on the device of values; move it there");
-  check(rows.view.dtype == packed.dtype, op, "x must have the dtype of values, ",
-        name_of(values.scalar_type()), ", got ", name_of(x.scalar_type()));
-  check(rows.view.cols == packed.k, op, "x must be of shape [..., ", packed.k, "], got ",
-        text(sizes_of(x)));
-  const auto* added =
-      data_or_null<const void>(op, "bias", bias, values.scalar_type(), {packed.n}, values);
-  Sizes sizes = sizes_of(x);
-  sizes.back() = packed.n;
-  Tensor y = torch::stable::new_empty(x, sizes);
-  const std::int64_t m = rows.view.rows;
+  const LinearArguments args(op, x, values, meta, order, bias);
+  const Packed& packed = args.packed;
   const ParallelFor threads = torch_threads();
-  const std::size_t bytes = linear_24_workspace(m, packed.n, packed.k, threads.threads);
   const Tensor workspace =
-      torch::stable::new_empty(x, Sizes{static_cast<std::int64_t>(bytes)}, ScalarType::Byte);
-  check(op, wanda_ext::linear_24(rows.view, packed.values, packed.meta, packed.order, added,
-                                 {y.data_ptr(), m, packed.n, packed.n, packed.dtype},
-                                 workspace.data_ptr(), threads));
-  return y;
+      new_workspace(x, linear_24_workspace(args.x.view.rows, packed.n, packed.k, threads.threads));
+  check(op, wanda_ext::linear_24(args.x.view, packed.values, packed.meta, packed.order, args.bias,
+                                 args.y_view, workspace.data_ptr(), threads));
+  return args.y;
 }
 
 }  // namespace

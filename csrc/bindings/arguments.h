@@ -1,0 +1,135 @@
+// The arguments of each op, from tensors to what floor 0 takes: one struct an op, for every device.
+//
+// A struct holds the tensors that its pointers point into: copies of what is not laid out as the
+// kernels read it, and what the op returns. On CUDA it is made under a device guard.
+#pragma once
+
+#include <tuple>
+
+#include "checks.h"
+#include "wanda_ext/ops.h"
+
+namespace wanda_ext::bindings {
+
+inline Tensor new_workspace(const Tensor& like, std::size_t bytes) {
+  return torch::stable::new_empty(like, Sizes{static_cast<std::int64_t>(bytes)}, ScalarType::Byte);
+}
+
+struct SumsqArguments {
+  Rows x;
+  double* acc;
+  std::optional<Tensor> mask;
+  const bool* keep = nullptr;
+
+  SumsqArguments(const char* op, const Tensor& acc_tensor, const Tensor& x_tensor,
+                 const std::optional<Tensor>& keep_tensor)
+      : x(rows_of(op, x_tensor)) {
+    check_tensor(op, "acc", acc_tensor, ScalarType::Double, {x.view.cols}, x_tensor);
+    acc = static_cast<double*>(acc_tensor.data_ptr());
+    if (keep_tensor.has_value()) mask = torch::stable::contiguous(*keep_tensor);
+    Sizes leading = sizes_of(x_tensor);
+    leading.pop_back();
+    keep = data_or_null<const bool>(op, "keep", mask, ScalarType::Bool, leading, x_tensor);
+  }
+};
+
+struct PruneArguments {
+  MatrixView weight;
+  const float* norm;
+  std::int32_t* bad;
+
+  PruneArguments(const char* op, const Tensor& weight_tensor,
+                 const std::optional<Tensor>& input_norm, const std::optional<Tensor>& bad_tensor)
+      : weight(weight_view(op, weight_tensor)),
+        norm(data_or_null<const float>(op, "input_norm", input_norm, ScalarType::Float,
+                                       {weight.cols}, weight_tensor)),
+        bad(data_or_null<std::int32_t>(op, "bad", bad_tensor, ScalarType::Int, {1},
+                                       weight_tensor)) {}
+};
+
+inline void check_keep_of_group(const char* op, std::int64_t keep, std::int64_t group) {
+  check(0 < keep && keep <= group && group <= kMaxGroup, op,
+        "expected 0 < keep <= group <= ", kMaxGroup, ", got keep ", keep, ", group ", group);
+}
+
+struct PackArguments {
+  MatrixView weight;
+  std::int32_t* bad;
+  Tensor values, meta;  // returned
+
+  PackArguments(const char* op, const Tensor& weight_tensor,
+                const std::optional<Tensor>& bad_tensor)
+      : weight(checked(op, weight_tensor)),
+        bad(data_or_null<std::int32_t>(op, "bad", bad_tensor, ScalarType::Int, {1}, weight_tensor)),
+        values(torch::stable::new_empty(weight_tensor, Sizes{weight.rows, weight.cols / 2})),
+        meta(torch::stable::new_empty(
+            weight_tensor, Sizes{weight.rows, weight.cols / kColumnsPerMeta}, ScalarType::Short)) {}
+
+  std::int16_t* meta_words() const { return static_cast<std::int16_t*>(meta.data_ptr()); }
+
+ private:
+  static MatrixView checked(const char* op, const Tensor& weight) {
+    const MatrixView view = weight_view(op, weight);
+    check(view.cols % kColumnsPerMeta == 0, op,
+          "weight must be of shape [n, k] with k divisible by ", kColumnsPerMeta, ", got ",
+          text(sizes_of(weight)));
+    return view;
+  }
+};
+
+struct UnpackArguments {
+  Packed packed;
+  Tensor weight;  // returned
+  MatrixView view;
+
+  UnpackArguments(const char* op, const Tensor& values, const Tensor& meta, std::int64_t order)
+      : packed(packed_of(op, values, meta, order)),
+        weight(torch::stable::new_empty(values, Sizes{packed.n, packed.k})),
+        view(weight_view(op, weight)) {}
+};
+
+struct OrderArguments {
+  MetaOrder src_order, dst_order;
+  const std::int16_t* src;
+  Tensor moved;  // returned
+  std::int16_t* dst;
+
+  OrderArguments(const char* op, const Tensor& meta, std::int64_t n, std::int64_t k,
+                 std::int64_t src_number, std::int64_t dst_number)
+      : src_order(order_of(op, "src", src_number)), dst_order(order_of(op, "dst", dst_number)) {
+    check(n >= 0 && k >= 0 && k % kColumnsPerMeta == 0, op,
+          "n and k must not be negative, k must be divisible by ", kColumnsPerMeta, ", got n ", n,
+          ", k ", k);
+    check_tensor(op, "meta", meta, ScalarType::Short, meta_sizes(src_order, n, k), meta);
+    src = static_cast<const std::int16_t*>(meta.data_ptr());
+    moved = torch::stable::new_empty(meta, meta_sizes(dst_order, n, k));
+    dst = static_cast<std::int16_t*>(moved.data_ptr());
+  }
+};
+
+struct LinearArguments {
+  Packed packed;
+  Rows x;
+  const void* bias;
+  Tensor y;  // returned
+  MatrixView y_view;
+
+  LinearArguments(const char* op, const Tensor& x_tensor, const Tensor& values, const Tensor& meta,
+                  std::int64_t order, const std::optional<Tensor>& bias_tensor)
+      : packed(packed_of(op, values, meta, order)), x(rows_of(op, x_tensor)) {
+    check(x_tensor.device() == values.device(), op,
+          "x must be on the device of values; move it there");
+    check(x.view.dtype == packed.dtype, op, "x must have the dtype of values, ",
+          name_of(values.scalar_type()), ", got ", name_of(x_tensor.scalar_type()));
+    check(x.view.cols == packed.k, op, "x must be of shape [..., ", packed.k, "], got ",
+          text(sizes_of(x_tensor)));
+    bias =
+        data_or_null<const void>(op, "bias", bias_tensor, values.scalar_type(), {packed.n}, values);
+    Sizes sizes = sizes_of(x_tensor);
+    sizes.back() = packed.n;
+    y = torch::stable::new_empty(x_tensor, sizes);
+    y_view = {y.data_ptr(), x.view.rows, packed.n, packed.n, packed.dtype};
+  }
+};
+
+}  // namespace wanda_ext::bindings
