@@ -15,6 +15,18 @@ __device__ inline float to_float(float value) { return value; }
 __device__ inline float to_float(__half value) { return __half2float(value); }
 __device__ inline float to_float(__nv_bfloat16 value) { return __bfloat162float(value); }
 
+// To the nearest, ties to even.
+template <typename T>
+__device__ T from_float(float value);
+template <>
+__device__ inline __half from_float<__half>(float value) {
+  return __float2half_rn(value);
+}
+template <>
+__device__ inline __nv_bfloat16 from_float<__nv_bfloat16>(float value) {
+  return __float2bfloat16_rn(value);
+}
+
 // Scores as integers that order as they do; NaN and infinity lie at or above kNonFiniteKey.
 constexpr unsigned kNonFiniteKey = 0x7f800000;
 
@@ -64,15 +76,20 @@ inline bool is_aligned(const void* data) {
   return reinterpret_cast<std::uintptr_t>(data) % 16 == 0;
 }
 
-// The CTA's one object of type T, uninitialised.
+// The CTA's one object of type T, uninitialised; and what its launch gave it beside, on 128 bytes.
 #if defined(__CUDACC__)
 template <typename T>
 __device__ T& block_shared() {
   __shared__ T object;
   return object;
 }
+__device__ inline void* dynamic_shared() {
+  extern __shared__ __align__(128) char memory[];
+  return memory;
+}
 #else
 using simt::block_shared;
+using simt::dynamic_shared;
 #endif
 
 // `bad` starts at -1, the largest unsigned value, so that the lowest bad row is a plain minimum.

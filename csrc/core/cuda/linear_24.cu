@@ -22,8 +22,13 @@ constexpr const char* kOp = "linear_24";
 constexpr int kMaxTables = 4;
 
 struct Tables {
+#if defined(WANDA_EXT_WITH_SM90A)
+  std::array<const Linear24Kernels*, kMaxTables> at = {&kMmaSpKernels, &kWgmmaKernels};
+  std::atomic<int> count{2};
+#else
   std::array<const Linear24Kernels*, kMaxTables> at = {&kMmaSpKernels};
   std::atomic<int> count{1};
+#endif
   std::mutex adding;
 };
 
@@ -87,8 +92,9 @@ Status check_linear_24(const ConstMatrixView& x, const void* values, const std::
   }
   if (x.rows > INT32_MAX || x.cols > INT32_MAX / 2 || y.cols > INT32_MAX) {
     return make_error(StatusCode::kInvalidArgument,
-                      "%s: m %lld, n %lld, k %lld: each must be below 2^30; split the call", kOp,
-                      static_cast<long long>(x.rows), static_cast<long long>(y.cols),
+                      "%s: m and n must be below 2^31 and k below 2^30, got m %lld, n %lld, k "
+                      "%lld; split the call",
+                      kOp, static_cast<long long>(x.rows), static_cast<long long>(y.cols),
                       static_cast<long long>(x.cols));
   }
   if (!is_aligned(x.data) || !is_aligned(values) || !is_aligned(meta) || !is_aligned(y.data) ||
@@ -254,7 +260,8 @@ Status linear_24(ConstMatrixView x, const void* values, const std::int16_t* meta
                       needed, workspace);
   }
   return row_of(choice.kernel)
-      ->run({m, n, k, x.data, x.rows > 1 ? x.ld : k, values, meta, order, bias, y.data, x.dtype},
+      ->run({m, n, k, x.data, x.rows > 1 ? x.ld : k, values, meta, order, bias, y.data, x.dtype,
+             device},
             choice.splits, workspace, stream);
 }
 

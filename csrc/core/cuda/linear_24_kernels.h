@@ -5,7 +5,6 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "launch.h"
 #include "wanda_ext/ops.h"
 
 namespace wanda_ext {
@@ -23,6 +22,7 @@ struct Linear24Problem {
   const void* bias;  // [n] or null
   void* y;           // [m,n]
   DType dtype;       // of x, values, bias and y
+  Device device;     // the current one
 };
 
 struct Linear24Kernel {
@@ -49,8 +49,8 @@ struct Linear24Kernels {
 // mma.sp, for every architecture from sm_80 on.
 extern const Linear24Kernels kMmaSpKernels;
 
-// wgmma by CUTLASS, for sm_90a alone. In Python a binary of its own, wanda_ext._C_sm90a, which
-// hands the table over when it is imported; elsewhere linked in, and added when the program starts.
+// wgmma by CUTLASS, for sm_90a alone. In Python a binary of its own, wanda_ext._C_sm90a, whose table
+// is handed over on import; elsewhere linked in where it was compiled (WANDA_EXT_WITH_SM90A).
 extern const Linear24Kernels kWgmmaKernels;
 
 // Adds a table that outlives the program's calls. Rows added later win where two serve equally.

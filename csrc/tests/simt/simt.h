@@ -10,7 +10,8 @@
 //   - a lane is missing from its own mask, or a shuffle reads a lane that takes no part;
 //   - the grid, the block or the shared memory is larger than a device takes.
 // Shared memory is filled with kPoison for every block. `reverse_order` runs threads and blocks
-// from the last to the first: results that change with it miss a barrier or depend on a race.
+// from the last to the first: results that change with it miss a barrier or depend on a race. In
+// either order a warp runs as far ahead of the others as barriers let it.
 //
 // Not checked: races as such, memory order, timing. Only what this project's kernels use is here; a
 // new intrinsic is one more function below.
@@ -181,8 +182,8 @@ inline bool release_lanes(unsigned first) {
   return released;
 }
 
-// Lets the block go on if every live thread stands at the same barrier.
-inline void release_block() {
+// Lets the block go on if every live thread stands at the same barrier. Whether there are any.
+inline bool release_block() {
   const Thread* first = nullptr;
   machine.votes = 0;
   for (unsigned i = 0; i < machine.count; ++i) {
@@ -190,31 +191,37 @@ inline void release_block() {
     if (thread.state == State::kDone) continue;
     if (first == nullptr) first = &thread;
     if (thread.state != State::kAtBlock || std::strcmp(thread.waits_in, first->waits_in) != 0) {
-      return fail("thread %u waits for ever in %s (mask %#x), thread %u in %s (mask %#x)", i,
-                  thread.waits_in, thread.mask, first->rank, first->waits_in, first->mask);
+      fail("thread %u waits for ever in %s (mask %#x), thread %u in %s (mask %#x)", i,
+           thread.waits_in, thread.mask, first->rank, first->waits_in, first->mask);
+      return false;
     }
     machine.votes += thread.given != 0;
     thread.state = State::kReady;
+  }
+  return first != nullptr;
+}
+
+inline void run_warp(unsigned first) {
+  const unsigned lanes = std::min(kWarp, machine.count - first);
+  for (bool progress = true; progress && !machine.failed;) {
+    progress = false;
+    for (unsigned i = 0; i < lanes && !machine.failed; ++i) {
+      Thread& thread = *machine.threads[first + (reverse_order ? lanes - 1 - i : i)];
+      if (thread.state != State::kReady) continue;
+      to_thread(thread);
+      progress = true;
+    }
+    progress = release_lanes(first) || progress;
   }
 }
 
 inline void run_block() {
   for (unsigned i = 0; i < machine.count; ++i) machine.threads[i]->state = State::kReady;
-  for (bool all_done = false; !all_done && !machine.failed;) {
-    bool progress = false;
-    for (unsigned i = 0; i < machine.count && !machine.failed; ++i) {
-      Thread& thread = *machine.threads[reverse_order ? machine.count - 1 - i : i];
-      if (thread.state != State::kReady) continue;
-      to_thread(thread);
-      progress = true;
+  do {
+    for (unsigned first = 0; first < machine.count; first += kWarp) {
+      run_warp(reverse_order ? (machine.count - 1) / kWarp * kWarp - first : first);
     }
-    all_done = true;
-    for (unsigned i = 0; i < machine.count; ++i) {
-      if (i % kWarp == 0) progress = release_lanes(i) || progress;
-      all_done = all_done && machine.threads[i]->state == State::kDone;
-    }
-    if (!all_done && !progress) release_block();
-  }
+  } while (release_block());
 }
 
 inline dim3 index_in(dim3 size, std::uint64_t i) {
@@ -334,10 +341,6 @@ inline int __all_sync(unsigned mask, int predicate) {
   return simt::lanes_with("__all_sync", mask, predicate != 0, false) == 0;
 }
 template <typename T>
-unsigned __match_any_sync(unsigned mask, T value) {
-  return simt::lanes_with("__match_any_sync", mask, value, value);
-}
-template <typename T>
 T __reduce_add_sync(unsigned mask, T value) {
   return simt::collective("__reduce_add_sync", mask, value, [](unsigned present, const T* values) {
     T sum = 0;
@@ -389,9 +392,6 @@ T atomicCAS(T* place, std::common_type_t<T> expected, std::common_type_t<T> valu
 }
 
 inline int __popc(unsigned value) { return __builtin_popcount(value); }
-inline int __clz(int value) {
-  return value == 0 ? 32 : __builtin_clz(static_cast<unsigned>(value));
-}
 inline int __ffs(int value) { return __builtin_ffs(value); }
 inline unsigned __float_as_uint(float value) { return wanda_ext::bits_of(value); }
 inline float __fmul_rn(float a, float b) { return a * b; }  // with -ffp-contract=off

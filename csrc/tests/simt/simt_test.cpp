@@ -1,4 +1,5 @@
 // The shim itself: what it computes and, above all, what it refuses.
+#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
 #include "../check.h"
@@ -38,7 +39,6 @@ __global__ void collectives(unsigned* wrong) {
   const unsigned lane = threadIdx.x % 32;
   unsigned bad = 0;
   bad += __ballot_sync(~0u, lane % 3 == 0) != 0x49249249;
-  bad += __match_any_sync(~0u, lane / 8) != 0xffu << lane / 8 * 8;
   bad += __shfl_sync(~0u, lane, 5) != 5;
   bad += __shfl_up_sync(~0u, lane, 3) != (lane < 3 ? lane : lane - 3);
   bad += __shfl_down_sync(~0u, lane, 3) != (lane < 29 ? lane + 3 : lane);
@@ -92,6 +92,56 @@ __global__ void read_uninitialised(unsigned* pattern) {
   word.value = 7;
 }
 
+struct Words {
+  alignas(16) unsigned at[32 * 4];
+};
+
+// Copies land when they are waited for, group by group.
+__global__ void copy_words(unsigned* wrong) {
+  unsigned* to = simt::block_shared<Words>().at + threadIdx.x * 4;
+  alignas(16) const unsigned from[8] = {1, 2, 3, 4, 5, 6, 7, 8};
+  simt::copy_async(to, from, false);
+  simt::commit_copies();
+  simt::copy_async(to, from + 4, true);
+  simt::commit_copies();
+  bool bad = to[0] != 0xcbcbcbcb;
+  simt::wait_copies<1>();
+  bad |= to[0] != 0 || to[3] != 0;
+  simt::wait_copies<0>();
+  bad |= to[0] != 5 || to[3] != 8;
+  atomicAdd(wrong, unsigned{bad});
+}
+
+__global__ void abandon_copy(unsigned* data) {
+  simt::copy_async(simt::block_shared<Words>().at, data, false);
+  simt::commit_copies();
+}
+
+__global__ void copy_askew(unsigned* data) {
+  simt::copy_async(simt::block_shared<Words>().at + 1, data, false);
+  simt::commit_copies();
+  simt::wait_copies<0>();
+}
+
+__global__ void load_without_a_lane(unsigned*) {
+  unsigned fragment[4];
+  if (threadIdx.x > 0) simt::load_matrices(fragment, simt::block_shared<Words>().at);
+}
+
+__global__ void multiply_by(unsigned* meta) {
+  float sum[4] = {};
+  simt::mma_sp<__half, 0>(sum, {}, {}, *meta);
+}
+
+// The second of two warps, or in reverse the first, finds what the other did before it began.
+__global__ void run_ahead(unsigned* data) {
+  __syncwarp(~0u);
+  const unsigned found = data[0];
+  __syncwarp(~0u);
+  data[0] = threadIdx.x / 32 + 1;
+  if (threadIdx.x == 0 || threadIdx.x == 63) data[1 + threadIdx.x / 32] = found;
+}
+
 // A race: the last thread to come wins.
 __global__ void race(unsigned* out) { out[0] = threadIdx.x; }
 
@@ -102,6 +152,7 @@ int main() {
   using namespace wanda_ext;
   for (const bool reverse : {false, true}) {
     simt::reverse_order = reverse;
+    simt::granted_shared.clear();
     std::vector<unsigned> sums(3, 0);
     CHECK(run(3, 256, sum_ranks, sums.data()) == cudaSuccess);
     CHECK(sums == std::vector<unsigned>(3, 255 * 128));
@@ -129,7 +180,29 @@ int main() {
     CHECK(failed_with(run(1, 1, too_much_shared, nullptr), "51200 bytes"));
     CHECK(failed_with(run(0, 32, race, &winner), "no device takes"));
     CHECK(failed_with(run(1, 1025, race, &winner), "no device takes"));
-    CHECK(failed_with(run(1, 32, race, &winner, 100 << 10), "no device takes"));
+    CHECK(failed_with(run(1, 32, race, &winner, 49 << 10), "of 49152 granted"));
+    CHECK(cudaFuncSetAttribute(race, cudaFuncAttributeMaxDynamicSharedMemorySize, 49 << 10) ==
+          cudaSuccess);
+    CHECK(run(1, 32, race, &winner, 49 << 10) == cudaSuccess);
+    CHECK(failed_with(
+        cudaFuncSetAttribute(race, cudaFuncAttributeMaxDynamicSharedMemorySize, 100 << 10),
+        "102400 bytes"));
+
+    alignas(16) unsigned words[4] = {0, 0, 0, 0};
+    CHECK(run(1, 32, copy_words, words) == cudaSuccess && words[0] == 0);
+    CHECK(failed_with(run(1, 1, abandon_copy, words), "1 copies under way"));
+    CHECK(run(1, 32, copy_words, words) == cudaSuccess && words[0] == 0);
+    CHECK(failed_with(run(1, 1, copy_askew, words), "on 16 bytes"));
+    CHECK(failed_with(run(1, 32, load_without_a_lane, nullptr), "load_matrices"));
+    words[0] = 0x4444e9d4;
+    CHECK(run(1, 32, multiply_by, words) == cudaSuccess);
+    CHECK(failed_with(run(1, 31, multiply_by, words), "mma_sp without all lanes: 0x7fffffff"));
+    words[0] = 0x44444044;
+    CHECK(failed_with(run(1, 32, multiply_by, words), "the metadata 0"));
+
+    unsigned order[3] = {0, 9, 9};
+    CHECK(run(1, 64, run_ahead, order) == cudaSuccess);
+    CHECK(order[1] == (reverse ? 2 : 0) && order[2] == (reverse ? 0 : 1));
     CHECK(run(1, 32, race, &winner) == cudaSuccess);  // and it goes on after a failure
   }
   return testing::finish();

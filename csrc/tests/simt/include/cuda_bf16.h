@@ -8,3 +8,6 @@ struct __nv_bfloat16 {
 };
 
 inline float __bfloat162float(__nv_bfloat16 value) { return wanda_ext::to_float(value.value); }
+inline __nv_bfloat16 __float2bfloat16_rn(float value) {
+  return {wanda_ext::from_float<wanda_ext::BFloat16>(value)};
+}

@@ -8,3 +8,6 @@ struct __half {
 };
 
 inline float __half2float(__half value) { return wanda_ext::to_float(value.value); }
+inline __half __float2half_rn(float value) {
+  return {wanda_ext::from_float<wanda_ext::Float16>(value)};
+}
