@@ -1,12 +1,15 @@
-"""Builds wanda_ext._C. What it reads from the environment: see README.md, "Build options"."""
+"""Builds wanda_ext._C and, for GPUs of compute capability 9.0, wanda_ext._C_sm90a. What it reads
+from the environment: see README.md, "Build options".
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import shlex
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from setuptools import Extension, setup
 
@@ -30,7 +33,47 @@ def sources(*patterns: str) -> list[str]:
     return sorted(str(p.relative_to(ROOT)) for pattern in patterns for p in ROOT.glob(pattern))
 
 
-def portable_extension() -> Extension:
+class Cuda(NamedTuple):
+    """What CUDA code is compiled with."""
+
+    home: Path
+    version: str  # of nvcc
+    archs: list[str]
+    include: list[str]
+    library_dirs: list[str]
+
+
+def find_cuda() -> Cuda | None:
+    home = backend.find_cuda_home(backend.cuda_mode())
+    if home is None:
+        return None
+    return Cuda(
+        home,
+        backend.nvcc_version(home),
+        backend.cuda_archs(backend.known_archs(home)),
+        [str(backend.fetch_cutlass() / "include")],
+        [str(home / lib) for lib in ("lib64", "lib") if (home / lib).is_dir()],
+    )
+
+
+INCLUDE = [str(ROOT / "csrc/include"), str(ROOT / "csrc")]
+# -g0: python's own flags ask for debug information. No contraction and no fast-math: results are
+# the same bits everywhere.
+CXX = ["-std=c++17", "-O3", "-g0", "-fvisibility=hidden", "-ffp-contract=off"]
+CXX += ["-fno-math-errno", "-Wall", "-Wextra"]
+NVCC = ["-std=c++17", "-O3", "--expt-relaxed-constexpr", "-Xfatbin", "-compress-all"]
+NVCC += ["-Xcompiler", "-fvisibility=hidden,-ffp-contract=off"]
+# Nothing that is linked in statically may be found by another library, or be replaced by it.
+LINK = ["-Wl,--as-needed", "-Wl,--exclude-libs,ALL"]
+LINK_CUDA = ["-l:libcudart_static.a", "-ldl", "-lrt", "-lpthread"]
+
+
+def system_includes(*directories: str) -> list[str]:
+    """For the bindings, which alone include them; as system headers they do not warn."""
+    return [f"-isystem{directory}" for directory in directories]
+
+
+def portable_extension(cuda: Cuda | None) -> Extension:
     """wanda_ext._C: schema, CPU ops, build info and, with a toolkit, the portable CUDA kernels.
 
     It uses torch's stable ABI, so the binary loads in torch 2.10 and everything newer, CPU or CUDA.
@@ -40,58 +83,94 @@ def portable_extension() -> Extension:
     from torch.utils import cpp_extension
 
     files = sources("csrc/core/cpu/*.cpp", "csrc/bindings/*.cpp")
-    include = [str(ROOT / "csrc/include"), str(ROOT / "csrc")]
-    library_dirs = cpp_extension.library_paths()
-    # -g0: python's own flags ask for debug information. No contraction and no fast-math: results
-    # are the same bits everywhere.
-    cxx = ["-std=c++17", "-O3", "-g0", "-fvisibility=hidden", "-ffp-contract=off"]
-    cxx += ["-fno-math-errno", "-Wall", "-Wextra"]
-    # Only the bindings include these, and .cu files must not; as system headers they do not warn.
-    cxx += [f"-isystem{p}" for p in (pybind11.get_include(), *cpp_extension.include_paths())]
+    files = [f for f in files if not f.endswith("_sm90a.cpp")]
+    cxx = CXX + system_includes(pybind11.get_include(), *cpp_extension.include_paths())
     cxx += ["-DTORCH_TARGET_VERSION=0x020a000000000000ULL"]
     cxx += [f'-DWANDA_EXT_BUILT_WITH_TORCH="{torch.__version__}"']
     nvcc: list[str] = []
-    # Nothing that is linked in statically may be found by another library, or be replaced by it.
-    link = ["-Wl,--as-needed", "-Wl,--exclude-libs,ALL"]
-
-    home = backend.find_cuda_home(backend.cuda_mode())
-    if home is None:
+    if cuda is None:
         files = [f for f in files if not f.endswith("_cuda.cpp")]
     else:
-        cpp_extension.CUDA_HOME = str(home)  # where BuildExtension looks for nvcc
-        # It would refuse a toolkit whose major version is not torch's. Here the two never meet: the
-        # kernels include nothing of torch and bring the CUDA runtime along.
-        vars(cpp_extension)["_check_cuda_version"] = lambda *_: None
-        cutlass = backend.fetch_cutlass()
-        archs = backend.cuda_archs(backend.known_archs(home))
         files += sources("csrc/core/cuda/*.cu")
-        include += [str(cutlass / "include")]
-        library_dirs += [str(home / lib) for lib in ("lib64", "lib") if (home / lib).is_dir()]
-        cxx += ["-DWANDA_EXT_WITH_CUDA", f'-DWANDA_EXT_CUDA_ARCHS="{";".join(archs)}"']
-        cxx += [f'-DWANDA_EXT_NVCC="{backend.nvcc_version(home)}"']
-        nvcc = ["-std=c++17", "-O3", "--expt-relaxed-constexpr", "-Xfatbin", "-compress-all"]
-        nvcc += ["-Xcompiler", "-fvisibility=hidden,-ffp-contract=off"]
-        nvcc += backend.gencode_flags(archs)
-        link += ["-l:libcudart_static.a", "-ldl", "-lrt", "-lpthread"]
-
-    jobs = os.environ.setdefault("MAX_JOBS", str(backend.max_jobs()))
-    cuda = f"CUDA in {home} for {';'.join(archs)}" if home else "no CUDA"
-    print(f"wanda_ext: torch {torch.__version__}, {cuda}, {jobs} jobs", flush=True)
+        cxx += ["-DWANDA_EXT_WITH_CUDA", f'-DWANDA_EXT_CUDA_ARCHS="{";".join(cuda.archs)}"']
+        cxx += [f'-DWANDA_EXT_NVCC="{cuda.version}"']
+        nvcc = NVCC + backend.gencode_flags(cuda.archs)
     return Extension(
         "wanda_ext._C",
         files,
-        include_dirs=include,
-        library_dirs=library_dirs,
+        include_dirs=INCLUDE + (cuda.include if cuda else []),
+        library_dirs=cpp_extension.library_paths() + (cuda.library_dirs if cuda else []),
         libraries=["torch_cpu"],
         extra_compile_args={"cxx": cxx, "nvcc": nvcc},
-        extra_link_args=link,
+        extra_link_args=LINK + (LINK_CUDA if cuda else []),
         language="c++",
     )
+
+
+def wgmma_extension(cuda: Cuda) -> Extension:
+    """wanda_ext._C_sm90a: linear_24's wgmma kernels, a table for _C.
+
+    Apart, for their code runs on compute capability 9.0 alone and has flags of its own. It knows
+    nothing of torch.
+    """
+    import pybind11
+
+    return Extension(
+        "wanda_ext._C_sm90a",
+        sources(
+            "csrc/core/cuda/sm90/*.cu", "csrc/core/cuda/sm90/*.cpp", "csrc/bindings/*_sm90a.cpp"
+        ),
+        include_dirs=INCLUDE + cuda.include,
+        library_dirs=cuda.library_dirs,
+        extra_compile_args={
+            "cxx": CXX + system_includes(pybind11.get_include()),
+            "nvcc": [*NVCC, "-DNDEBUG", *backend.gencode_flags(["90a"])],
+        },
+        extra_link_args=LINK + LINK_CUDA,
+        language="c++",
+    )
+
+
+def check_ptxas(cuda: Cuda) -> None:
+    """Lets the build run nvcc, or what the user runs instead, through check_ptxas.sh."""
+    from torch.utils import cpp_extension
+
+    if not cpp_extension.is_ninja_available():  # without it, torch runs nvcc itself
+        raise backend.BuildError("ninja is missing; `pip install ninja`")
+    nvcc = os.environ.get("PYTORCH_NVCC")
+    if nvcc is None:
+        # From torch 2.13 on, ccache where there is one.
+        wrap = getattr(cpp_extension, "_wrap_compiler", lambda compiler: [compiler])
+        nvcc = shlex.join(wrap(str(cuda.home / "bin/nvcc")))
+    script = ROOT / "csrc/core/cuda/sm90/check_ptxas.sh"
+    os.environ["PYTORCH_NVCC"] = f"sh {shlex.quote(str(script))} {nvcc}"
+
+
+def extensions() -> list[Extension]:
+    import torch
+    from torch.utils import cpp_extension
+
+    cuda = find_cuda()
+    built = [portable_extension(cuda)]
+    about = "no CUDA"
+    if cuda is not None:
+        cpp_extension.CUDA_HOME = str(cuda.home)  # where BuildExtension looks for nvcc
+        # It would refuse a toolkit whose major version is not torch's. Here the two never meet: the
+        # kernels include nothing of torch and bring the CUDA runtime along.
+        vars(cpp_extension)["_check_cuda_version"] = lambda *_: None
+        wgmma = backend.has_wgmma(cuda.archs, cuda.version)
+        if wgmma:
+            check_ptxas(cuda)
+            built.append(wgmma_extension(cuda))
+        about = f"CUDA in {cuda.home} for {';'.join(cuda.archs)}, {'' if wgmma else 'no '}wgmma"
+    jobs = os.environ.setdefault("MAX_JOBS", str(backend.max_jobs()))
+    print(f"wanda_ext: torch {torch.__version__}, {about}, {jobs} jobs", flush=True)
+    return built
 
 
 if {"egg_info", "dist_info", "sdist"}.isdisjoint(sys.argv):
     from torch.utils.cpp_extension import BuildExtension
 
-    setup(ext_modules=[portable_extension()], cmdclass={"build_ext": BuildExtension})
+    setup(ext_modules=extensions(), cmdclass={"build_ext": BuildExtension})
 else:  # metadata and source archives need neither torch nor a compiler
     setup()

@@ -1,23 +1,30 @@
 """Timing on a CUDA device: CUDA graphs over rotating buffers, entrants interleaved.
 
-An entrant's graph calls it once for each buffer; the buffers are more than the L2 cache holds, so
-that every call finds its data in memory. Before a replay, untimed, all buffers are written anew.
+An entrant's graph calls it once for each buffer, or as often as a case asks, buffer after buffer.
+The buffers are more than the L2 cache holds, so that every call finds its data in memory. Before a
+replay, untimed, all buffers are written anew.
 What cannot be captured (torch code that waits for the device) is timed call by call with events.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 
-from harness import Case, timing_of
+import wanda_ext
+from harness import Case, environment, timing_of
 
 BUFFER_BYTES = 1 << 30  # of all buffers together: many times an L2 cache
 MAX_BUFFERS = 20
+BUSY_CYCLES = 200_000  # the device works on these, about 0.1 ms, while the next work is launched
 
 
 @dataclass
@@ -28,26 +35,39 @@ class GpuEntrant:
     run: Callable[[int], object]
     captured: bool = True
     repeats: int | None = None  # fewer than the case's for entrants that take long
+    mode: str = "global"  # of its capture
 
 
-def buffer_count(bytes_each: int) -> int:
-    """How many buffers rotate: BUFFER_BYTES in all, but 2 at least, MAX_BUFFERS at most."""
-    return max(2, min(MAX_BUFFERS, -(-BUFFER_BYTES // bytes_each)))
+def buffer_count(bytes_each: int, total: int = BUFFER_BYTES, most: int = MAX_BUFFERS) -> int:
+    """How many buffers rotate: `total` bytes in all, but 2 at least, `most` at most."""
+    return max(2, min(most, -(-total // bytes_each)))
 
 
-def _capture(entrant: GpuEntrant, buffers: int) -> torch.cuda.CUDAGraph:
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        entrant.run(0)  # lazy initialisation must not fall into the capture
+def capture(
+    run: Callable[[int], object], buffers: int, calls: int, mode: str = "global"
+) -> torch.cuda.CUDAGraph:
+    """A graph of `calls` calls of run(i), i from 0 to buffers - 1 and again.
+
+    mode: what CUDA forbids meanwhile ("relaxed": nothing, for libraries that allocate).
+    """
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
     torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for i in range(buffers):
-            entrant.run(i)
+    with torch.cuda.stream(stream):
+        run(0)  # lazy initialisation must not fall into the capture
+        torch.cuda.synchronize()
+        graph.capture_begin(capture_error_mode=mode)
+        try:
+            for i in range(calls):
+                run(i % buffers)
+        finally:
+            graph.capture_end()
+    torch.cuda.synchronize()
     return graph
 
 
-def _milliseconds(work: Callable[[], object]) -> float:
+def milliseconds(work: Callable[[], object]) -> float:
+    """What the work takes on the current stream."""
+    torch.cuda._sleep(BUSY_CYCLES)
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
     work()
@@ -63,15 +83,20 @@ def time_gpu_case(
     restore: Callable[[], object],
     repeats: int = 30,
     seconds: float = 2.0,
+    calls: int | None = None,
 ) -> Case:
-    """Milliseconds a call: at least `repeats` rounds, and as many as `seconds` hold."""
-    graphs = {e.name: _capture(e, buffers) for e in entrants if e.captured}
+    """Milliseconds a call: at least `repeats` rounds, and as many as `seconds` hold.
+
+    calls: in a graph; by default one for each buffer.
+    """
+    calls = buffers if calls is None else calls
+    graphs = {e.name: capture(e.run, buffers, calls, e.mode) for e in entrants if e.captured}
     samples: dict[str, list[float]] = {entrant.name: [] for entrant in entrants}
 
     def time_once(entrant: GpuEntrant, i: int) -> float:
         if entrant.captured:
-            return _milliseconds(graphs[entrant.name].replay) / buffers
-        return _milliseconds(lambda: entrant.run(i))
+            return milliseconds(graphs[entrant.name].replay) / calls
+        return milliseconds(lambda: entrant.run(i))
 
     deadline = time.monotonic() + seconds
     rounds = 0
@@ -83,8 +108,8 @@ def time_gpu_case(
             samples[entrant.name].append(time_once(entrant, rounds % buffers))
         rounds += 1
     case = Case(name)
-    for entrant_name, milliseconds in samples.items():
-        case.timings[entrant_name] = timing_of(milliseconds)
+    for entrant_name, times in samples.items():
+        case.timings[entrant_name] = timing_of(times)
     return case
 
 
@@ -97,3 +122,24 @@ def device_state() -> dict[str, str]:
     except (OSError, subprocess.CalledProcessError):
         return {}
     return dict(zip(fields.split(","), text.strip().split(", "), strict=True))
+
+
+# --- A file of results that grows run by run -----------------------------------------------------
+
+
+def resumed(path: Path | None, empty: dict[str, Any]) -> dict[str, Any]:
+    """What the file holds, if it is of this GPU, torch and binary of wanda_ext; else `empty`."""
+    binaries = sorted(Path(wanda_ext.__file__).parent.glob("_C*.so"))
+    digest = hashlib.sha256(b"".join(binary.read_bytes() for binary in binaries)).hexdigest()
+    made_by = {"environment": environment(), "binary": digest[:16]}
+    if path is not None and path.exists():
+        found: dict[str, Any] = json.loads(path.read_text())
+        if all(found.get(key) == value for key, value in made_by.items()):
+            return found
+    return {**made_by, **empty}
+
+
+def store(path: Path | None, results: dict[str, Any]) -> None:
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(results, indent=1, default=asdict) + "\n")

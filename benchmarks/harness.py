@@ -79,10 +79,10 @@ def time_case(name: str, entrants: list[Entrant], repeats: int) -> Case:
 
 def timing_of(ms: list[float]) -> Timing:
     return Timing(
-        median_ms=round(statistics.median(ms), 4),
-        p10_ms=round(_percentile(ms, 0.1), 4),
-        p90_ms=round(_percentile(ms, 0.9), 4),
-        min_ms=round(min(ms), 4),
+        median_ms=round(statistics.median(ms), 6),
+        p10_ms=round(_percentile(ms, 0.1), 6),
+        p90_ms=round(_percentile(ms, 0.9), 6),
+        min_ms=round(min(ms), 6),
         repeats=len(ms),
     )
 

@@ -26,3 +26,14 @@ LLAMA3_8B = {
 }
 
 CPU = [(4096, 4096), (11008, 4096), (4096, 11008)]  # of Llama-7B, unfused: what a CPU is timed on
+
+# What 2:4 is timed on: every linear of four models as a runtime fuses them, 15 in all for the two
+# that share one, and some as transformers calls them.
+PARTS = {
+    "7b": list(LLAMA_7B.values()),
+    "13b": list(LLAMA_13B.values()),
+    "70b": list(LLAMA_70B.values()),
+    "8b": [shape for name, shape in LLAMA3_8B.items() if name != "o"],  # in 7b
+    "unfused": [(11008, 4096), (1024, 4096), (14336, 4096)],  # gate or up, k or v, gate or up
+}
+TOKENS = (1, 2, 3, 4, 8, 16, 17, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)

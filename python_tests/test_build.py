@@ -105,6 +105,27 @@ def test_gencode_flags() -> None:
     ]
 
 
+def test_wgmma_is_built_for_90() -> None:
+    for archs in (["80", "90", "100+PTX"], ["90+PTX"], ["90a"]):
+        assert backend.has_wgmma(archs, "12.2.140") and backend.has_wgmma(archs, "13.0.88")
+        assert not backend.has_wgmma(archs, "12.1.105") and not backend.has_wgmma(archs, "9.2")
+    assert not backend.has_wgmma(["80", "120+PTX"], "13.0.88")
+
+
+@pytest.mark.parametrize("says", ["(C7510) wgmma.mma_async instructions are serialized due to", ""])
+@pytest.mark.parametrize("status", [0, 3])
+def test_serialised_wgmma_is_an_error(says: str, status: int, tmp_path: Path) -> None:
+    lines = f"echo '{says}'", 'touch "$2"', f"exit {status}"
+    compiler = make_file(tmp_path / "nvcc", "\n".join(lines))
+    made = tmp_path / "an object.o"
+    command = ["sh", ROOT / "csrc/core/cuda/sm90/check_ptxas.sh", "sh", compiler, "-o", made]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    refused = status == 0 and says != ""
+    assert done.returncode == (1 if refused else status)
+    assert made.exists() is not refused
+    assert says in done.stderr
+
+
 # --- CUTLASS --------------------------------------------------------------------------------------
 
 
@@ -213,7 +234,7 @@ def test_wheel_from_sdist(tmp_path: Path) -> None:
     assert len(compiled) == 1
     assert "wanda_ext/py.typed" in package
     sources = {p.relative_to(ROOT).as_posix() for p in ROOT.glob("wanda_ext/**/*.py")}
-    assert package - compiled - {"wanda_ext/py.typed"} == sources
+    assert package - compiled - {"wanda_ext/py.typed", "wanda_ext/dispatch.json"} == sources
 
     program = """
 import torch, wanda_ext

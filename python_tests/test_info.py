@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,14 @@ import pytest
 import torch
 
 import wanda_ext
+from wanda_ext import _build_backend as backend
 from wanda_ext import info
 
 CPU_BUILD = {"torch": "2.13.0", "compiler": "gcc 12", "cuda": False}
 CPU_BUILD |= {"cuda_stream": False, "cuda_archs": None, "nvcc": None, "cutlass": None}
+CPU_BUILD |= {"wgmma": False}
 CUDA_BUILD = CPU_BUILD | {"cuda": True, "cuda_archs": "80;90+PTX", "nvcc": "13.0.88"}
+CUDA_BUILD |= {"wgmma": True}
 
 
 def advice(compiled: dict[str, Any], torch_cuda: str | None, *capabilities: str) -> list[str]:
@@ -43,6 +47,24 @@ def test_cuda_build_registers_its_kernel() -> None:
     assert wanda_ext.ops.supports("input_sumsq_", "cuda") is built
 
 
+@pytest.mark.skipif(not wanda_ext.build_info()["compiled"]["cuda"], reason="needs the CUDA kernels")
+def test_wgmma_kernels_are_there_where_they_were_built() -> None:
+    native = import_module("wanda_ext._C")
+    compiled = wanda_ext.build_info()["compiled"]
+    wgmma = compiled["wgmma"]
+    assert wgmma is backend.has_wgmma(compiled["cuda_archs"].split(";"), compiled["nvcc"])
+    names = native.linear_24_kernels()
+    assert any(name.startswith("wgmma_") for name in names) is wgmma
+    # The default for many tokens, on their own architecture and from its metadata.
+    for arch, order, runs in ((90, 90, wgmma), (90, 80, False), (100, 90, False)):
+        for dtype in ("bfloat16", "float16"):
+            kernel, _, _ = native.linear_24_choose(arch, 132, 4096, 4096, 4096, dtype, order)
+            assert names[kernel].startswith("wgmma_") is runs
+    if wgmma:  # a table that is added again counts once
+        native.add_linear_24_kernels(import_module("wanda_ext._C_sm90a").linear_24_kernels())
+        assert native.linear_24_kernels() == names
+
+
 def test_nothing_to_advise() -> None:
     assert advice(CPU_BUILD, None) == []
     assert advice(CPU_BUILD, "13.0") == []
@@ -55,6 +77,10 @@ def test_advice_names_what_to_do() -> None:
     assert "nvidia-smi" in advice(CUDA_BUILD, "13.0")[0]
     (old,) = advice(CUDA_BUILD, "13.0", "9.0", "7.5")
     assert "WANDA_EXT_CUDA_ARCHS=75 " in old
+    without = CUDA_BUILD | {"wgmma": False}
+    (slower,) = advice(without, "13.0", "8.0", "9.0")
+    assert "(wgmma)" in slower
+    assert "WANDA_EXT_CUDA_ARCHS=90 " in slower
 
 
 @pytest.mark.parametrize(

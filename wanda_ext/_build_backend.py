@@ -131,6 +131,12 @@ def gencode_flags(archs: list[str]) -> list[str]:
     return flags
 
 
+def has_wgmma(archs: list[str], nvcc: str) -> bool:
+    """Whether wanda_ext._C_sm90a is built: for 90, by an nvcc that knows sparse wgmma (12.2)."""
+    too_old = re.match(r"(\d|1[01])\.|12\.[01]\.", nvcc)
+    return not too_old and any(arch.removesuffix("+PTX") in ("90", "90a") for arch in archs)
+
+
 def known_archs(cuda_home: Path) -> set[str]:
     """The architectures this nvcc compiles for, such as {"80", "90"}."""
     command = [str(cuda_home / "bin/nvcc"), "--list-gpu-arch"]
@@ -147,10 +153,10 @@ def nvcc_version(cuda_home: Path) -> str:
 
 
 def max_jobs() -> int:
-    """As many compilers as cores, and as fit the memory: CUTLASS takes up to 5 GB each."""
+    """As many compilers as cores, and as fit the memory: CUTLASS takes up to 5.4 GB each."""
     cores = len(os.sched_getaffinity(0))
     memory_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return max(1, min(cores, int(memory_gb / 5)))
+    return max(1, min(cores, int(memory_gb / 6)))
 
 
 # --- The torch that is installed -----------------------------------------------------------------

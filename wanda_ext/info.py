@@ -8,6 +8,7 @@ from __future__ import annotations
 import platform
 import sys
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 REBUILD = "run `{}pip install .` in the source tree"
@@ -17,8 +18,9 @@ def build_info() -> dict[str, Any]:
     """What this binary was built with and for, what is here, and advice.
 
     `compiled`: dict of "torch", "compiler", "cuda" (bool), "cuda_stream" (bool: this torch shares
-    its current stream) and, None without CUDA, "cuda_archs" (such as "80;90+PTX"), "nvcc",
-    "cutlass"; `compiled` is None where the compiled part does not load.
+    its current stream), "wgmma" (bool: the kernels of compute capability 9.0 are here) and, None
+    without CUDA, "cuda_archs" (such as "80;90+PTX"), "nvcc", "cutlass"; `compiled` is None where
+    the compiled part does not load.
     `python`, `platform`, `torch`, `torch_cuda` (None: a torch for the CPU), `devices` (a list of
     "name", "capability" as "9.0"). `advice`: one sentence for each thing that is missing.
     """
@@ -45,7 +47,11 @@ def build_info() -> dict[str, Any]:
             name = torch.cuda.get_device_name(index)
             info["devices"].append({"name": name, "capability": f"{major}.{minor}"})
     try:
-        info["compiled"] = import_module("wanda_ext._C").build_info()
+        compiled = import_module("wanda_ext._C").build_info()
+        compiled["wgmma"] = bool(compiled["cuda"] and find_spec("wanda_ext._C_sm90a"))
+        if compiled["wgmma"]:
+            import_module("wanda_ext._C_sm90a")
+        info["compiled"] = compiled
     except ImportError as error:
         info["advice"].append(
             f"the compiled part does not load ({error}): {REBUILD.format('')}, and start Python "
@@ -70,12 +76,17 @@ def _advice(info: dict[str, Any]) -> list[str]:
         return ["built with CUDA, but this torch is one for the CPU: install torch with CUDA"]
     if not devices:
         return ["built with CUDA, but torch sees no CUDA device: check the driver (nvidia-smi)"]
-    return [
-        f"{device['name']} has compute capability {device['capability']}, which was not built for: "
-        + REBUILD.format(f"WANDA_EXT_CUDA_ARCHS={device['capability'].replace('.', '')} ")
-        for device in devices
-        if not runs_on(compiled["cuda_archs"], device["capability"])
-    ]
+    return [advice for device in devices if (advice := _advice_for(device, compiled))]
+
+
+def _advice_for(device: dict[str, str], compiled: dict[str, Any]) -> str:
+    name, capability = device["name"], device["capability"]
+    rebuild = REBUILD.format(f"WANDA_EXT_CUDA_ARCHS={capability.replace('.', '')} ")
+    if not runs_on(compiled["cuda_archs"], capability):
+        return f"{name} has compute capability {capability}, which was not built for: {rebuild}"
+    if capability == "9.0" and not compiled["wgmma"]:
+        return f"{name} could run faster kernels (wgmma): {rebuild}, with nvcc 12.2 or newer"
+    return ""
 
 
 def runs_on(archs: str, capability: str) -> bool:
@@ -107,7 +118,8 @@ def main() -> int:
     else:
         print(f"built     with torch {compiled['torch']}, {compiled['compiler']}")
         if compiled["cuda"]:
-            print(f"          CUDA for {compiled['cuda_archs'].replace(';', ', ')}")
+            wgmma = "with" if compiled["wgmma"] else "without"
+            print(f"          CUDA for {compiled['cuda_archs'].replace(';', ', ')}, {wgmma} wgmma")
             print(f"          nvcc {compiled['nvcc']}, CUTLASS {compiled['cutlass']}")
         else:
             print("          CPU only, without CUDA")

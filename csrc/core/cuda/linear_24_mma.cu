@@ -182,7 +182,10 @@ __global__ void __launch_bounds__(kAddThreads)
     out.at[i] = from_float<T>(sum.at[i]);
   }
   if (first + kAddOutputs <= count) return store_tile(y + first, out);
-  for (int i = 0; first + i < count; ++i) y[first + i] = out.at[i];
+#pragma unroll  // else `out` lies in local memory
+  for (int i = 0; i < kAddOutputs; ++i) {
+    if (first + i < count) y[first + i] = out.at[i];
+  }
 }
 
 // --- The table -----------------------------------------------------------------------------------

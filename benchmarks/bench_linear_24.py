@@ -1,0 +1,215 @@
+"""linear_24 beside dense and beside torch's own 2:4, for all shapes and numbers of tokens.
+
+    python benchmarks/bench_linear_24.py [--part 7b|13b|70b|8b|unfused|all] [--m 1,16,...]
+                                         [--dtype bf16|fp16] [--seconds 0.2] [--out FILE] [--small]
+
+Weights are normal, pruned by prune_nm_ with norms; activations are normal. In every cell: the
+packed op alone, torch.mm (cuBLAS), cuSPARSELt with the fastest of all its algorithms, torch's own
+CUTLASS path. Weights rotate through more than 256 MB, CUDA graphs hold 20 calls or more, entrants
+take turns. Every y is compared with fp64 before it is timed. A part takes minutes; cells that the
+file holds already, of the same binary, GPU and torch, stay. Writes
+benchmarks/results/linear_24_<dtype>.json after every shape.
+
+--small: tiny shapes on the CPU, to try the program out; writes only where --out says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import harness
+import shapes
+from gpu_harness import GpuEntrant, buffer_count, device_state, resumed, store, time_gpu_case
+from harness import Case, Entrant, time_case
+from torch_24 import RELAXED, CuSparseLt, Cutlass, UnsupportedError, first_line, relative_error
+from wanda_ext import dispatch, ops
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+ALLOWED = {torch.bfloat16: 4e-3, torch.float16: 6e-4}  # |y - fp64| / |fp64|
+RIVALS_ALLOWED = 2e-2  # they may add in lower precision
+ROTATED_BYTES = 1 << 28
+LEAST_CALLS = 20  # of a graph
+CHECKED_ROWS = 128  # against fp64 at each end of y
+SMALL = ([(64, 64), (96, 32)], [1, 3, 8, 2048])
+
+DENSE, PACKED, CUSPARSELT, CUTLASS = "torch.mm", "wanda_ext", "cuSPARSELt", "torch CUTLASS"
+# Of m: the goals for the geometric mean of rival / wanda_ext over all shapes.
+GOALS: dict[str, tuple[range, dict[str, float]]] = {
+    "m <= 16": (range(1, 17), {DENSE: 1.5}),
+    "m 32 to 64": (range(32, 65), {DENSE: 1.25}),
+    "m >= 2048": (range(2048, 1 << 30), {DENSE: 1.3, CUSPARSELT: 1.0}),
+}
+
+
+class Weights:
+    """Copies of one pruned weight, more than an L2 cache holds: dense, packed, and torch's own."""
+
+    def __init__(self, n: int, k: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.n, self.k = n, k
+        g = torch.Generator(device=device).manual_seed(0)
+        weight = torch.randn(n, k, device=device, generator=g).to(dtype)
+        norm = torch.randn(k, device=device, generator=g).abs()
+        ops.prune_nm_(weight, norm, 2, 4)
+        values, meta = ops.pack_24(weight)
+        self.gpu = dispatch.gpu_of(device)
+        self.order = dispatch.order_of(self.gpu.arch) if self.gpu else 0
+        meta = ops.order_meta_24(meta, n, k, 0, self.order)
+        bytes_each = values.nbytes + meta.nbytes
+        self.count = buffer_count(bytes_each, ROTATED_BYTES, 1 << 20) if self.gpu else 2
+        self.dense, self.values, self.meta = (
+            t.repeat(self.count, *[1] * t.dim()) for t in (weight, values, meta)
+        )
+        self.theirs: dict[str, CuSparseLt | Cutlass | str] = {}  # or why not
+        for name, kind in ((CUSPARSELT, CuSparseLt), (CUTLASS, Cutlass)) if self.gpu else ():
+            try:
+                self.theirs[name] = kind(self.dense)
+            except UnsupportedError as error:
+                self.theirs[name] = str(error)
+
+    def multiply(self, x: Tensor, i: int) -> Tensor:
+        return torch.mm(x, self.dense[i].t())
+
+    def multiply_packed(self, x: Tensor, i: int) -> Tensor:
+        return ops.linear_24(x, self.values[i], self.meta[i], self.order)
+
+    def exact(self, x: Tensor) -> Tensor:
+        """y in fp64."""
+        return x.double() @ self.dense[0].double().t()
+
+
+def measure(w: Weights, m: int, seconds: float) -> dict[str, Any]:
+    """One cell: every entrant checked, then timed."""
+    device, dtype = w.dense.device, w.dense.dtype
+    g = torch.Generator(device=device).manual_seed(m)
+    x = torch.randn(m, w.k, device=device, generator=g).to(dtype)
+    dense = w.multiply(x, 0)
+    runs = {DENSE: lambda i: w.multiply(x, i), PACKED: lambda i: w.multiply_packed(x, i)}
+    cell: dict[str, Any] = {"name": f"{w.n}x{w.k} m {m}", "n": w.n, "k": w.k, "m": m}
+    captured = dict.fromkeys(runs, True)
+    for name, rival in w.theirs.items():
+        try:
+            if isinstance(rival, str):
+                raise UnsupportedError(rival)
+            if isinstance(rival, CuSparseLt):
+                screening = rival.screen(x, dense, RIVALS_ALLOWED)
+                cell[name], captured[name] = screening.record(), screening.captured
+                runs[name] = lambda i, r=rival, a=screening.fastest: r.multiply(x, a, i)
+            else:
+                rival.multiply(x, 0)
+                runs[name] = lambda i, r=rival: r.multiply(x, i)
+        except (UnsupportedError, RuntimeError) as error:
+            cell[name] = f"unsupported: {first_line(error)}"
+    cell["relative_error"] = {name: _checked(name, run, w, x, dense) for name, run in runs.items()}
+    if w.gpu:
+        kernel, splits = dispatch.choose(w.gpu, dispatch.name_of(dtype), w.n, w.k, m)
+        cell["kernel"] = f"{kernel}/{splits}"
+        entrants = [
+            GpuEntrant(name, run, captured[name], mode=RELAXED if name == CUSPARSELT else "global")
+            for name, run in runs.items()
+        ]
+        calls = max(LEAST_CALLS, w.count)
+        case = time_gpu_case(
+            cell["name"], entrants, w.count, lambda: None, seconds=seconds, calls=calls
+        )
+    else:
+        plain = [Entrant(name, lambda _, run=run: run(0)) for name, run in runs.items()]
+        case = time_case(cell["name"], plain, 5)
+    cell["timings"] = case.timings
+    cell["ratios"] = _ratios(case)
+    return cell
+
+
+def _checked(name: str, run: Any, w: Weights, x: Tensor, dense: Tensor) -> float:
+    """The error against fp64 of the first and the last rows; all rows are compared with dense."""
+    y = run(w.count - 1)
+    rows = torch.arange(x.shape[0], device=x.device)
+    rows = rows[(rows < CHECKED_ROWS) | (rows >= x.shape[0] - CHECKED_ROWS)]
+    error = relative_error(y[rows], w.exact(x[rows]))
+    allowed = ALLOWED[x.dtype] if name == PACKED else RIVALS_ALLOWED
+    assert error <= allowed, f"{name}, {w.n}x{w.k}, m {x.shape[0]}: {error} from fp64"
+    apart = relative_error(y, dense)
+    assert apart <= RIVALS_ALLOWED, f"{name}, {w.n}x{w.k}, m {x.shape[0]}: {apart} from dense"
+    return round(error, 7)
+
+
+def _ratios(case: Case) -> dict[str, float]:
+    ours = case.timings[PACKED].median_ms
+    return {
+        f"{name} / {PACKED}": round(timing.median_ms / ours, 4)
+        for name, timing in case.timings.items()
+        if name != PACKED
+    }
+
+
+def summary(cells: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Geometric means over the cells there are, beside the goals of the whole table."""
+    cells = list(cells)
+    expected = {(n, k, m) for p in shapes.PARTS.values() for n, k in p for m in shapes.TOKENS}
+    result: dict[str, Any] = {}
+    for name, (tokens, goals) in GOALS.items():
+        inside = [cell for cell in cells if cell["m"] in tokens]
+        wanted = {key for key in expected if key[2] in tokens}
+        there = {(cell["n"], cell["k"], cell["m"]) for cell in inside}
+        result[name] = {"cells": len(inside), "all cells": wanted <= there}
+        for rival, goal in goals.items():
+            ratios = [cell["ratios"].get(f"{rival} / {PACKED}") for cell in inside]
+            known = [ratio for ratio in ratios if ratio is not None]
+            if known:
+                mean = math.exp(sum(map(math.log, known)) / len(known))
+                result[name][f"{rival} / {PACKED}"] = {
+                    "geomean": round(mean, 4),
+                    "lowest": min(known),
+                    "cells": len(known),
+                    "goal": goal,
+                    "reached": mean >= goal,
+                }
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--part", choices=[*shapes.PARTS, "all"], default="all")
+    parser.add_argument("--m", type=lambda text: [int(m) for m in text.split(",")])
+    parser.add_argument("--dtype", choices=DTYPES, default="bf16")
+    parser.add_argument("--seconds", type=float, default=0.2, help="of every cell, at least")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--small", action="store_true")
+    args = parser.parse_args()
+    device = torch.device("cpu" if args.small else "cuda")
+    parts = shapes.PARTS if args.part == "all" else {args.part: shapes.PARTS[args.part]}
+    linears = [shape for part in parts.values() for shape in part]
+    linears, tokens = SMALL if args.small else (linears, list(shapes.TOKENS))
+    path = args.out or (None if args.small else harness.RESULTS / f"linear_24_{args.dtype}.json")
+    results = resumed(path, {"device": [], "summary": {}, "cells": []})
+    dispatch.use(device)
+    results["device"].append(device_state())
+    for n, k in linears:
+        there = {(cell["n"], cell["k"], cell["m"]) for cell in results["cells"]}
+        missing = [m for m in args.m or tokens if (n, k, m) not in there]
+        if not missing:
+            continue
+        weights = Weights(n, k, DTYPES[args.dtype], device)
+        for m in missing:
+            cell = measure(weights, m, args.seconds)
+            results["cells"].append(cell)
+            print(cell["name"], cell.get("kernel", ""), cell["ratios"], flush=True)
+        results["summary"] = summary(results["cells"])
+        store(path, results)
+        if not args.small:
+            torch.cuda.empty_cache()
+    results["device"].append(device_state())
+    print(json.dumps(results["summary"]))
+
+
+if __name__ == "__main__":
+    main()
