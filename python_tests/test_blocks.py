@@ -162,6 +162,13 @@ def test_adapters_and_shards(base, name, module, match):
         check_prunable(model)
 
 
+def test_experts_spread_over_processes():
+    model = tiny_model()
+    model.model.layers[1].mlp._is_expert_parallel = True
+    with pytest.raises(ValueError, match=r"layers\.1\.mlp holds a part of the experts only"):
+        check_prunable(model)
+
+
 def test_meta_weights():
     model = tiny_model()
     model.model.layers[2].mlp.to("meta")

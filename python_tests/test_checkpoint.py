@@ -183,12 +183,34 @@ def test_packed_save_of_a_dense_model_is_an_error_and_writes_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_partly_swapped_model_is_saved_whole(packed, tmp_path):
+    model = model_24("llama")
+    save_pretrained(model, tmp_path / "whole", packed=packed)
+    swap_linears(model, "model.layers.1.mlp.up_proj")
+    modules = list(model.modules())
+    save_pretrained(model, tmp_path / "part", packed=packed)
+    assert digests(tmp_path / "part") == digests(tmp_path / "whole")
+    assert all(a is b for a, b in zip(modules, model.modules(), strict=True))
+    assert model.config.quantization_config.modules == ["model.layers.1.mlp.up_proj"]
+
+
 def test_refuses_a_foreign_directory_before_it_does_anything(tmp_path):
     (tmp_path / "mine.txt").write_text("precious")
     model = model_24("llama")
     with pytest.raises(ValueError, match="exists and holds"):
         save_pretrained(model, tmp_path, packed=True)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_offloaded_weights_are_not_unswapped():
+    model = model_24("llama")
+    swap_linears(model)
+    before = list(model.modules())
+    model.model.layers[1].mlp.up_proj.to("meta")
+    with pytest.raises(ValueError, match=r"layers\.1\.mlp\.up_proj is not in memory"):
+        unswap_linears(model)
+    assert all(a is b for a, b in zip(before, model.modules(), strict=True))
 
 
 def test_a_failed_save_restores_the_model(tmp_path, monkeypatch):

@@ -12,7 +12,8 @@ import transformers
 from models import CONTEXT, tiny_model, tiny_tokenizer
 
 import wanda_ext
-from wanda_ext import cli, demo
+from wanda_ext import bench, cli, demo
+from wanda_ext.dispatch_table import BUCKETS
 from wanda_ext.report import PruneReport
 
 
@@ -115,6 +116,27 @@ def test_eval_is_perplexity(saved: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert f"{ids.numel() // CONTEXT} windows of {CONTEXT} tokens" in printed
 
 
+def test_bench_tunes_what_it_is_told(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls: list[Any] = []
+    table = bench.Tuning((), ("nothing",))
+    monkeypatch.setattr(
+        bench, "tune", lambda *given, **named: calls.append((given, named)) or table
+    )
+    words = ["--tokens", "1,2048", "--dtype", "float16", "--device", "cuda:1"]
+    assert cli.main(["bench", "--shapes", "4096x1024,64x32", *words]) == 0
+    assert cli.main(["bench", str(saved)]) == 0
+    (first, options), (second, defaults) = calls
+    assert first == ([(4096, 1024), (64, 32)], [1, 2048])
+    assert options == {"dtype": torch.float16, "device": "cuda:1"}
+    model, tokens = second
+    assert tokens == BUCKETS and defaults == {"dtype": None, "device": None}
+    weight = model.model.layers[0].mlp.up_proj.weight
+    assert weight.is_meta and weight.shape == (96, 64)  # nothing was read
+    assert capsys.readouterr().out.splitlines()[-1] == "left out: nothing"
+
+
 def test_demo_takes_its_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     calls: list[Any] = []
     monkeypatch.setattr(demo, "run", lambda *given, **named: calls.append((given, named)))
@@ -134,6 +156,8 @@ def test_demo_takes_its_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
         (["eval", "MODEL", "--data", "nowhere.txt"], "nowhere.txt"),
         (["eval", "MODEL", "--data", "TEXT", "--seqlen", "65"], "context of 64"),
         (["inspect", "nowhere"], "nowhere"),
+        (["bench", "nowhere"], "nowhere"),
+        (["bench", "--shapes", "64x64"], "torch sees none"),
         (["convert", "nowhere", "OUT", "--to", "packed"], "nowhere"),
     ],
 )
@@ -146,6 +170,7 @@ def test_user_errors_are_one_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     names = {"MODEL": saved, "OUT": tmp_path / "out", "TEXT": saved.parent / "text.txt"}
     assert cli.main([str(names.get(word, word)) for word in words]) == 1
     assert said in one_line(capsys)
@@ -172,7 +197,18 @@ def test_prunes_into_its_own_directory_again(saved: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "words", [[], ["prune", "MODEL"], ["convert", "a", "b"], ["eval", "a", "--dtype", "int8"]]
+    "words",
+    [
+        [],
+        ["prune", "MODEL"],
+        ["convert", "a", "b"],
+        ["eval", "a", "--dtype", "int8"],
+        ["bench"],
+        ["bench", "a", "--shapes", "64x64"],
+        ["bench", "--shapes", "64"],
+        ["bench", "--shapes", "64x64", "--tokens", "1,-2"],
+        ["bench", "--shapes", "64x64", "--dtype", "float32"],
+    ],
 )
 def test_wrong_usage_is_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:

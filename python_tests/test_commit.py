@@ -168,7 +168,7 @@ def test_interrupt_on_the_way_to_eval_mode(monkeypatch):
 def test_failed_swap_says_that_the_blocks_are_pruned(monkeypatch):
     model = tiny_model()
     before = weights_of(model)
-    monkeypatch.setattr("wanda_ext.prune.swap_linears", lambda *_: 1 / 0)
+    monkeypatch.setattr("wanda_ext.swap.swap_linears", lambda *_, **__: 1 / 0)
     with pytest.raises(PruneError, match=r"^swap: division.*\(stopped; all blocks are pruned\)$"):
         prune_model(model, token_ids(), "2:4", swap=True, progress=False)
     assert len(changed(model, before)) == 21

@@ -25,8 +25,12 @@ def test_every_exported_name_is_there() -> None:
 
 
 def test_functions_are_not_hidden_by_modules_of_their_name() -> None:
-    code = "import wanda_ext.verify, wanda_ext.convert, wanda_ext.cli; from wanda_ext import *\n"
-    assert printed_by(code + "print(callable(verify), callable(convert))") == "True True"
+    code = """
+import wanda_ext.verify, wanda_ext.convert, wanda_ext.explain, wanda_ext.cli
+from wanda_ext import *
+print(callable(verify), callable(convert), callable(explain), callable(bench.tune))
+"""
+    assert printed_by(code) == "True True True True"
 
 
 def test_import_is_light() -> None:
@@ -38,6 +42,18 @@ heavy = ("datasets", "matplotlib", "pandas", "lm_eval", "peft", "tokenizers.impl
 print(sorted(name for name in heavy if name in set(sys.modules) - before))
 """
     assert printed_by(code) == "[]"
+
+
+def test_import_asks_no_gpu_and_reads_no_table(tmp_path: Path) -> None:
+    code = f"""
+import os
+os.environ["XDG_CACHE_HOME"] = {str(tmp_path)!r}
+import torch, transformers.quantizers.auto
+import wanda_ext
+from wanda_ext import dispatch
+print(torch.cuda.is_initialized(), dispatch._tables)
+"""
+    assert printed_by(code) == "False {}"
 
 
 def test_import_registers_the_quantizer() -> None:

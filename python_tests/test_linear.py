@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import copy
-import pickle
 
 import pytest
 import torch
-from models_24 import prune_24
+from models_24 import logits, model_24, prune_24
 from torch import nn
 from transformers.models.falcon.modeling_falcon import FalconLinear
 from transformers.pytorch_utils import Conv1D
 
-from wanda_ext import linear
+from wanda_ext.checkpoint import swap_linears, unswap_linears
 from wanda_ext.linear import SparseLinear24
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -90,55 +89,6 @@ def test_refuses_what_is_no_linear():
         SparseLinear24.from_dense(nn.Embedding(16, 16))
 
 
-@pytest.mark.parametrize("order", [80, 90])
-def test_a_device_order_never_leaves_the_module(order):
-    packed = SparseLinear24.from_dense(dense())
-    saved = {name: tensor.clone() for name, tensor in packed.state_dict().items()}
-    packed.reorder_(order)
-    assert packed.order == order and packed.meta.shape != saved["meta"].shape
-    for name, tensor in packed.state_dict().items():
-        assert torch.equal(tensor, saved[name])
-    assert torch.equal(packed.dense_weight(), dense().weight)
-    for copied in (copy.deepcopy(packed), pickle.loads(pickle.dumps(packed))):
-        assert copied.order == 0 and torch.equal(copied.meta, saved["meta"])
-    packed.load_state_dict(saved)
-    assert packed.order == 0 and torch.equal(packed.meta, saved["meta"])
-
-
-@pytest.mark.parametrize("order", [80, 90])
-def test_a_move_takes_the_order_of_the_device_and_back(order, monkeypatch):
-    model = nn.Sequential(SparseLinear24.from_dense(dense()))
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with monkeypatch.context() as patch:  # as if "cpu" were a GPU
-        patch.setattr(linear, "preferred_order", lambda device: order)
-        model.cpu()
-        assert model[0].order == order
-        model.load_state_dict(before)
-        assert model[0].order == order
-    model.cpu()
-    assert model[0].order == 0
-    after = model.state_dict()
-    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
-
-
-@pytest.mark.parametrize(("capability", "order"), [((9, 0), 90), ((8, 6), 80), ((7, 5), 0)])
-def test_order_by_capability(capability, order, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert linear.preferred_order(torch.device("cuda", 0)) == order
-    assert linear.preferred_order(torch.device("cpu")) == 0
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_to_a_gpu_and_back():
-    packed = SparseLinear24.from_dense(dense())
-    before = {name: tensor.clone() for name, tensor in packed.state_dict().items()}
-    packed.cuda()
-    assert packed.order == linear.preferred_order(packed.weight.device)
-    assert torch.equal(packed.state_dict()["meta"].cpu(), before["meta"])
-    packed.cpu()
-    assert all(torch.equal(t, before[name]) for name, t in packed.state_dict().items())
-
-
 @pytest.mark.parametrize(
     "cast", [lambda m: m.to(torch.bfloat16), lambda m: m.type("torch.HalfTensor")]
 )
@@ -159,16 +109,40 @@ def test_gradients_reach_input_and_bias():
     torch.testing.assert_close(gradients, expected)
 
 
-def test_compiles_without_a_graph_break():
-    packed = SparseLinear24.from_dense(dense())
-    compiled = torch.compile(packed, fullgraph=True, backend="aot_eager")
-    x = torch.randn(4, 48)
-    assert torch.equal(compiled(x), packed(x))
-
-
 def test_loads_by_assignment_from_the_meta_device():
     packed = SparseLinear24.from_dense(dense())
     empty = SparseLinear24.shaped_like(dense())
     assert empty.weight.is_meta and empty.meta.is_meta
     empty.load_state_dict(packed.state_dict(), assign=True)
     assert torch.equal(empty.dense_weight(), packed.dense_weight())
+
+
+# --- accelerate -----------------------------------------------------------------------------------
+
+
+def test_under_the_hooks_of_accelerate():
+    accelerate = pytest.importorskip("accelerate")
+    model = model_24("llama")
+    expected = logits(model)
+    devices = {"model": "cpu", "lm_head": "cpu", "model.layers.0.mlp.up_proj": "cpu"}
+    swap_linears(model)
+    accelerate.dispatch_model(model, devices, force_hooks=True)  # packed ones get hooks
+    packed = model.model.layers[0].mlp.up_proj
+    assert hasattr(packed, "_hf_hook")
+    torch.testing.assert_close(logits(model), expected, rtol=1e-4, atol=1e-5)
+    unswap_linears(model)  # and hand them on
+    assert model.model.layers[0].mlp.up_proj._hf_hook is packed._hf_hook
+    assert torch.equal(logits(model), expected)
+    swap_linears(model, fuse=True)
+    assert model.model.layers[0].mlp.up_proj._hf_hook is packed._hf_hook
+    torch.testing.assert_close(logits(model), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_offloaded_by_accelerate():
+    accelerate = pytest.importorskip("accelerate")
+    model = model_24("llama")
+    expected = logits(model)
+    swap_linears(model)
+    accelerate.cpu_offload(model, "cpu")
+    assert model.model.layers[0].mlp.up_proj.weight.is_meta
+    torch.testing.assert_close(logits(model), expected, rtol=1e-4, atol=1e-5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from models import (
 from torch import nn
 
 import original
-from wanda_ext.prune import prune_model
+from wanda_ext.prune import PruneError, prune_model
 from wanda_ext.report import PruneReport
 
 QUIET = {"swap": False, "progress": False}
@@ -112,6 +113,15 @@ def test_magnitude_needs_no_data_and_runs_no_forward(monkeypatch):
     assert report.arguments["method"] == "Magnitude(scope='matrix')"
 
 
+def test_its_error_goes_through_pickle_with_its_report(monkeypatch):
+    monkeypatch.setattr("wanda_ext.prune.swap_pruned", lambda *_: 1 / 0)
+    with pytest.raises(PruneError, match="swap: division by zero") as caught:
+        prune_model(tiny_model(), token_ids(), 0.5, **QUIET)
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert str(again) == str(caught.value)
+    assert again.report == caught.value.report and len(again.report.pruned) == 21
+
+
 # --- What is pruned ------------------------------------------------------------------------------
 
 
@@ -119,7 +129,7 @@ def test_report_tells_what_was_done(tmp_path):
     model = tiny_model()
     before = weights_of(model)
     report = prune_model(model, token_ids(), "2:4", progress=False)
-    assert report.swap.startswith("swapped nothing: packed linears are not known to be faster on c")
+    assert report.swap == "swapped nothing: packed linears save memory on the CPU, not time"
     assert str(report).startswith(report.swap)
     assert report.status == "complete"
     assert report.sparsity == 0.5

@@ -20,6 +20,8 @@ def two_linears() -> PruneReport:
         tokens=64,
         seconds=0.002,
         path="cpu",
+        packed_us=10.25,
+        dense_us=17.0,
     )
     idle = LinearReport("layers.0.gate", (8, 16), "float32", None, 0.25, status="ignored")
     return PruneReport(
@@ -60,8 +62,8 @@ def test_table():
     lines = str(two_linears()).splitlines()
     assert lines[0] == "swapped nothing: swap=False"
     cells = [" ".join(line.split()) for line in lines[2:4]]
-    assert cells[0] == "layers.0.up 8x16 float32 50% 50.00% 25.00% 64 2.0 cpu"
-    assert cells[1] == "layers.0.gate 8x16 float32 - 25.00% - - - ignored"
+    assert cells[0] == "layers.0.up 8x16 float32 50% 50.00% 25.00% 64 2.0 10.2 17.0 cpu"
+    assert cells[1] == "layers.0.gate 8x16 float32 - 25.00% - - - - - ignored"
     totals = "complete: 1 of 2 linears pruned, 0.0 of the blocks' 1.0 M weights, 50.00% zeros, 1.2"
     assert lines[4].startswith(totals)
     assert "peak memory cpu 1.00 GiB" in lines[4]

@@ -104,7 +104,7 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
 @pytest.fixture
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """device="cpu" counts as another place than the model's, so that all goes by copies."""
-    monkeypatch.setattr("wanda_ext.prune._usable_device", lambda device: torch.device("cpu:0"))
+    monkeypatch.setattr("wanda_ext.prune.usable_device", lambda device: torch.device("cpu:0"))
 
 
 @pytest.mark.usefixtures("elsewhere")

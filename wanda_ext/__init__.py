@@ -10,6 +10,7 @@ Importing it teaches `transformers` to load its packed checkpoints.
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
 from typing import Any
 
 __version__ = "0.1.0"
@@ -17,7 +18,12 @@ __version__ = "0.1.0"
 try:
     import torch  # noqa: F401  first, for the compiled part links to its libraries
 
-    import wanda_ext._C  # noqa: F401  registers the ops
+    import wanda_ext._C  # registers the ops
+
+    if find_spec("wanda_ext._C_sm90a") and hasattr(wanda_ext._C, "add_linear_24_kernels"):
+        import wanda_ext._C_sm90a
+
+        wanda_ext._C.add_linear_24_kernels(wanda_ext._C_sm90a.linear_24_kernels())
 except ImportError as error:
     if "wanda_ext.info" in sys.orig_argv:  # `python -m wanda_ext.info`, which finds out why
         from wanda_ext import info
@@ -28,21 +34,24 @@ except ImportError as error:
         "tree, and start Python elsewhere, for there the sources hide what was installed"
     ) from error
 
-from wanda_ext import ops
+from wanda_ext import bench, ops
 from wanda_ext.checkpoint import save_pretrained, swap_linears, unswap_linears
 from wanda_ext.convert import convert
 from wanda_ext.evaluate import perplexity
+from wanda_ext.explain import explain
 from wanda_ext.linear import SparseLinear24
 from wanda_ext.methods.magnitude import Magnitude
 from wanda_ext.methods.wanda import Wanda
 from wanda_ext.prune import PruneError, prune_model
 from wanda_ext.report import PruneReport
-from wanda_ext.sparsity import NM, Sparsity, Unstructured
+from wanda_ext.sparsity import NM, Owl, Sparsity, Unstructured
+from wanda_ext.stream import prune_checkpoint
 from wanda_ext.verify import verify
 
 __all__ = [
     "NM",
     "Magnitude",
+    "Owl",
     "PruneError",
     "PruneReport",
     "SparseLinear24",
@@ -50,10 +59,13 @@ __all__ = [
     "Unstructured",
     "Wanda",
     "__version__",
+    "bench",
     "build_info",
     "convert",
+    "explain",
     "ops",
     "perplexity",
+    "prune_checkpoint",
     "prune_model",
     "save_pretrained",
     "swap_linears",

@@ -12,10 +12,16 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from wanda_ext.experts import ExpertSlice, expert_slices
 from wanda_ext.linear import SparseLinear24
 from wanda_ext.ops import FLOATS
 
+# How configs call their number of blocks: an encoder-decoder's own count, and the one of models
+# that count the halves of a block in the first.
+LAYER_COUNTS = ("num_hidden_layers", "decoder_layers", "num_layers")
+
 Block = tuple[str, nn.Module]
+Linear = nn.Module | ExpertSlice  # what has a weight [n, k], or [k, n] where it is transposed
 
 
 def find_blocks(model: nn.Module, blocks: str | nn.ModuleList | None = None) -> list[Block]:
@@ -44,8 +50,8 @@ def find_blocks(model: nn.Module, blocks: str | nn.ModuleList | None = None) -> 
 def _candidates(model: nn.Module, lists: dict[str, nn.ModuleList]) -> list[str]:
     """Outermost lists with as many entries as the config says layers, narrowed while ambiguous."""
     config = getattr(model, "config", None)
-    count = getattr(_text_config(config), "num_hidden_layers", None)
-    found = [n for n, m in lists.items() if len(m) == count and linears_of(m)]
+    counts = [getattr(_text_config(config), name, None) for name in LAYER_COUNTS]
+    found = [n for n, m in lists.items() if len(m) in counts and targets_of_block(m)]
     found = [n for n in found if not any(n.startswith(f"{outer}.") for outer in found)]
     get_decoder = getattr(model, "get_decoder", None)
     decoder = None if get_decoder is None else get_decoder()
@@ -84,28 +90,45 @@ def linears_of(block: nn.Module) -> dict[str, nn.Module]:
     return {n: m for n, m in block.named_modules() if isinstance(m, (nn.Linear, Conv1D))}
 
 
-def weight_shape(module: nn.Module) -> tuple[int, int]:
+def targets_of_block(block: nn.Module) -> dict[str, Linear]:
+    """All that can be pruned in a block by relative name: its linears, and its experts' slices."""
+    return {**linears_of(block), **expert_slices(block)}
+
+
+def weight_shape(module: Linear) -> tuple[int, int]:
     """(out, in) features: [n, k], whichever way round the module stores it."""
     rows, columns = weight_of(module).shape
-    return (columns, rows) if isinstance(module, Conv1D) else (rows, columns)
+    return (columns, rows) if is_transposed(module) else (rows, columns)
 
 
-def weight_of(module: nn.Module) -> Tensor:
+def weight_of(module: Linear) -> Tensor:
     """The weight as the module stores it, without its history."""
     weight = module.weight
     assert isinstance(weight, Tensor)
     return weight.detach()
 
 
+def weight_identity(module: Linear) -> tuple[int, int]:
+    """The same for linears that share a weight, and for no others."""
+    if isinstance(module, ExpertSlice):
+        return id(getattr(module.owner, module.parameter)), module.index
+    return id(module.weight), 0
+
+
+def is_transposed(module: Linear) -> bool:
+    """Whether the module stores its weight as [k, n]."""
+    return module.transposed if isinstance(module, ExpertSlice) else isinstance(module, Conv1D)
+
+
 @contextmanager
-def dense_weight(module: nn.Module, device: torch.device) -> Iterator[Tensor]:
+def dense_weight(module: Linear, device: torch.device) -> Iterator[Tensor]:
     """The weight as [n, k] with unit column stride on `device`, to change in place.
 
-    Where the module keeps it otherwise (transposed in Conv1D, on another device) a copy is lent and
-    written back at the end, unless the body raises.
+    Where the module keeps it otherwise (transposed, on another device) a copy is lent and written
+    back at the end, unless the body raises.
     """
     stored = weight_of(module)
-    view = stored.t() if isinstance(module, Conv1D) else stored
+    view = stored.t() if is_transposed(module) else stored
     dense = view.to(device).contiguous()
     yield dense
     if dense.data_ptr() != stored.data_ptr():
@@ -162,6 +185,8 @@ def check_prunable(model: nn.Module) -> None:
             raise ValueError(f"{name} is packed already: call unswap_linears(model) first")
         if kinds & {"torch.FullyShardedDataParallel", "torch.FSDPModule"}:
             raise ValueError(f"{name or 'the model'} is sharded by FSDP: load it unsharded")
+        if getattr(module, "_is_expert_parallel", False):
+            raise ValueError(f"{name} holds a part of the experts only: load the model unsharded")
     _check_not_quantized(model)
     for name, parameter in model.named_parameters():
         if parameter.is_meta:
@@ -183,7 +208,7 @@ def _check_not_quantized(model: nn.Module) -> None:
         )
 
 
-def check_weight(name: str, module: nn.Module) -> None:
+def check_weight(name: str, module: Linear) -> None:
     """Raises ValueError, naming the linear, where its weight is no plain float matrix."""
     weight = module.weight
     kind = type(weight.data if isinstance(weight, Tensor) else weight)

@@ -3,72 +3,76 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
+from importlib import import_module
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from wanda_ext.directory import new_directory
+from wanda_ext.dispatch import cannot_run, check_tokens, not_faster
+from wanda_ext.groups import find_groups, merged
 from wanda_ext.linear import SparseLinear24
 from wanda_ext.quantizer import attach, attached, packed_linears
 
 PACKED = "packed"
 
 
-def swap_linears(model: nn.Module, names: Iterable[str] | None = None) -> dict[str, str]:
+def swap_linears(
+    model: nn.Module,
+    names: Iterable[str] | None = None,
+    fuse: bool = False,
+    *,
+    tokens: Sequence[int] | None = None,
+) -> dict[str, str]:
     """Replaces every linear whose weight is 2:4 by a SparseLinear24; name -> "packed" or why not.
 
-    Any model will do, pruned by wanda_ext or not. names: only these modules (default: all). The
-    model's own save_pretrained then writes a packed checkpoint.
+    Any model will do, pruned by wanda_ext or not. names: only these modules (default: all). fuse:
+    merge those that read one input (q, k and v; gate and up), so that one product computes them.
+    tokens: only where packed is faster, summed over calls of so many rows, by the measured times of
+    the device (see `wanda_ext.bench.tune`). The model's own save_pretrained then writes a packed
+    checkpoint, the same bytes with `fuse` and without.
 
     Raises ValueError for a name that is no linear of the model, for a model quantized by another
-    method, and if nothing could be packed; the model is then as it was.
+    method, and, without `tokens`, if nothing could be packed; the model is then as it was.
     """
     _refuse_quantized(model)
-    linears = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, (nn.Linear, Conv1D, SparseLinear24))
-    }
+    linears = _linears(model)
     names = [names] if isinstance(names, str) else names
-    wanted = list(linears) if names is None else list(names)
+    wanted = linears if names is None else list(names)
     unknown = [name for name in wanted if name not in linears]
     if unknown:
         raise ValueError(
             f"swap_linears: {', '.join(unknown)}: no such linear in this model; its linears are "
-            f"{', '.join(list(linears)[:4])}, ..."
+            f"{', '.join(linears[:4])}, ..."
         )
-    reasons = stay_dense(model)
-    outcome: dict[str, str] = {}
-    try:
-        for name in wanted:
-            if not isinstance(linears[name], SparseLinear24):
-                outcome[name] = reasons.get(name) or _swap(model, name)
-            else:
-                outcome[name] = PACKED
-    finally:
-        kept = {name: reason for name, reason in outcome.items() if reason != PACKED}
-        attach(model, kept)
-    if PACKED not in outcome.values():
-        shown = "; ".join(f"{name}: {reason}" for name, reason in list(outcome.items())[:3])
-        raise ValueError(
-            f"swap_linears: none of the {len(outcome)} linears can be packed ({shown}"
-            f"{'; ...' if len(outcome) > 3 else ''}). Packing needs 2:4 weights: prune the model "
-            'with sparsity="2:4" first'
-        )
+    if tokens is not None:
+        check_tokens(tokens)
+        return _pack(model, wanted, fuse, partial(not_faster, tokens=tokens))
+    outcome = _pack(model, wanted, fuse, cannot_run)
+    _check_some_packed(outcome)
     return outcome
 
 
 def unswap_linears(model: nn.Module) -> list[str]:
-    """Restores the dense modules of all packed linears, exactly, and returns their names."""
-    names = []
-    for name, module in packed_linears(model).items():
-        model.set_submodule(name, module.to_dense())
-        names.append(name)
+    """Restores the dense modules of all packed linears, exactly, and returns their names.
+
+    Raises ValueError, before anything is changed, where one is offloaded or on the meta device.
+    """
+    packed = packed_linears(model)
+    for name, module in packed.items():
+        if module.weight.is_meta:
+            raise ValueError(
+                f"unswap_linears: {name} is not in memory (offloaded, or on the meta device): load "
+                "the model, or place it, without offloading first"
+            )
+    for name, module in packed.items():
+        _replace(model, name, module.to_dense())
     attach(model, {})
-    return names
+    return list(packed)
 
 
 def save_pretrained(
@@ -126,12 +130,66 @@ def _is_plain(module: nn.Module) -> bool:
     return kind.forward in (nn.Linear.forward, Conv1D.forward) or kind.__name__ == "FalconLinear"
 
 
-def _swap(model: nn.Module, name: str) -> str:
+def _pack(
+    model: nn.Module, names: Iterable[str], fuse: bool, refusal: Callable[..., str]
+) -> dict[str, str]:
+    """Packs what it can of these linears; refusal(device, dtype, n, k) says why one should not."""
+    reasons = stay_dense(model)
+    outcome: dict[str, str] = {}
     try:
-        model.set_submodule(name, SparseLinear24.from_dense(model.get_submodule(name)))
+        for name in names:
+            module = model.get_submodule(name)
+            if not isinstance(module, SparseLinear24):
+                outcome[name] = reasons.get(name) or _swap(model, name, refusal)
+            else:
+                outcome[name] = PACKED
+        for members in find_groups(model) if fuse else ():
+            if members.keys() <= outcome.keys():
+                for name, member in merged(members).items():
+                    model.set_submodule(name, member)
+    finally:
+        kept = {name: reason for name, reason in outcome.items() if reason != PACKED}
+        attach(model, kept)
+    return outcome
+
+
+def _swap(model: nn.Module, name: str, refusal: Callable[..., str]) -> str:
+    dense = model.get_submodule(name)
+    weight = dense.weight
+    assert isinstance(weight, Tensor)
+    n, k = weight.T.shape if isinstance(dense, Conv1D) else weight.shape
+    why = refusal(weight.device, weight.dtype, n, k)
+    if why:
+        return why
+    try:
+        packed = SparseLinear24.from_dense(dense)
     except ValueError as reason:
         return str(reason)
+    _replace(model, name, packed)
     return PACKED
+
+
+def _check_some_packed(outcome: Mapping[str, str]) -> None:
+    if PACKED not in outcome.values():
+        shown = "; ".join(f"{name}: {reason}" for name, reason in list(outcome.items())[:3])
+        raise ValueError(
+            f"none of the {len(outcome)} linears can be packed ({shown}"
+            f"{'; ...' if len(outcome) > 3 else ''}). Packing needs 2:4 weights: prune the model "
+            'with sparsity="2:4" first'
+        )
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Puts a module in, under the hook by which accelerate moves inputs to its device."""
+    hook = getattr(model.get_submodule(name), "_hf_hook", None)
+    if hook is not None:
+        import_module("accelerate.hooks").add_hook_to_module(module, hook)
+    model.set_submodule(name, module)
+
+
+def _linears(model: nn.Module) -> list[str]:
+    kinds = (nn.Linear, Conv1D, SparseLinear24)
+    return [name for name, module in model.named_modules() if isinstance(module, kinds)]
 
 
 def _refuse_quantized(model: nn.Module) -> None:
@@ -145,14 +203,11 @@ def _refuse_quantized(model: nn.Module) -> None:
 @contextmanager
 def _in_form(model: Any, packed: bool) -> Iterator[None]:
     """The model all dense, or packed, inside; its own modules and quantizer again after."""
-    if packed == bool(packed_linears(model)):
-        yield
-        return
     before = dict(model.named_modules())
     dense = model.config.quantization_config.dense if attached(model) else {}
     try:
         if packed:
-            swap_linears(model)
+            _check_some_packed(_pack(model, _linears(model), False, lambda *_: ""))
         else:
             unswap_linears(model)
         yield

@@ -1,4 +1,4 @@
-"""wanda-ext prune | eval | inspect | convert | demo: the Python API's words on a command line.
+"""wanda-ext prune | eval | inspect | convert | bench | demo: the Python API on a command line.
 
 Exit status: 0 done, 1 refused or failed (one line on stderr says why), 2 wrong usage, 130 Ctrl-C.
 """
@@ -6,6 +6,7 @@ Exit status: 0 done, 1 refused or failed (one line on stderr says why), 2 wrong 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,14 +18,13 @@ import transformers
 import wanda_ext
 from wanda_ext.blocks import context_of
 from wanda_ext.calibration import MAX_SEQLEN
-from wanda_ext.directory import new_directory
+from wanda_ext.cli_prune import add_model, add_prune, load, named
+from wanda_ext.dispatch_table import BUCKETS
+from wanda_ext.dispatch_table import DTYPES as TIMED_DTYPES
 from wanda_ext.evaluate import evaluation_text
 from wanda_ext.inspection import inspect_checkpoint
-from wanda_ext.methods import METHODS
 from wanda_ext.report import PruneReport
-
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-REPORT = "report.json"  # beside the model's files
+from wanda_ext.run import REPORT
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments.run(arguments)
     except KeyboardInterrupt as stop:
-        _say_error("interrupted, nothing was written", stop)
+        _say_error(f"interrupted, {getattr(stop, 'left', 'nothing was written')}", stop)
         return 130
     except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
         _say_error(str(error) or type(error).__name__, error)
@@ -51,33 +51,9 @@ def _say_error(message: str, error: BaseException) -> None:
 # --- The commands --------------------------------------------------------------------------------
 
 
-def _prune(arguments: argparse.Namespace) -> None:
-    with new_directory(arguments.out) as fresh:  # refuses the name now, not after hours of work
-        model, tokenizer = _load(arguments)
-        report = wanda_ext.prune_model(
-            model,
-            arguments.calib,
-            arguments.sparsity,
-            method=arguments.method,
-            tokenizer=tokenizer,
-            nsamples=arguments.nsamples,
-            seqlen=arguments.seqlen,
-            seed=arguments.seed,
-            batch_size=arguments.batch_size,
-            device=arguments.device,
-            ignore=arguments.ignore,
-            blocks=arguments.blocks,
-            swap=arguments.packed,
-        )
-        wanda_ext.save_pretrained(model, fresh, packed=arguments.packed, tokenizer=tokenizer)
-        report.save(fresh / REPORT)
-    print(report)
-    print(f"Saved {'packed' if arguments.packed else 'dense, with zeros,'} in {arguments.out}")
-
-
 def _eval(arguments: argparse.Namespace) -> None:
     text = evaluation_text(arguments.data)
-    model, tokenizer = _load(arguments)
+    model, tokenizer = load(arguments)
     if arguments.device is not None:
         model.to(arguments.device)
     context = context_of(model) or MAX_SEQLEN
@@ -104,6 +80,13 @@ def _convert(arguments: argparse.Namespace) -> None:
     print(f"Wrote {arguments.destination}")
 
 
+def _bench(arguments: argparse.Namespace) -> None:
+    dtype = None if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
+    shapes = arguments.shapes or _skeleton(arguments.model)
+    tokens = arguments.tokens or BUCKETS
+    print(wanda_ext.bench.tune(shapes, tokens, dtype=dtype, device=arguments.device))
+
+
 def _demo(arguments: argparse.Namespace) -> None:
     from wanda_ext import demo, demo_model
 
@@ -112,16 +95,11 @@ def _demo(arguments: argparse.Namespace) -> None:
     demo.run(Path(arguments.out), settings, retrain=arguments.retrain)
 
 
-def _load(arguments: argparse.Namespace) -> tuple[Any, Any]:
-    name = arguments.model
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name)
-        model = transformers.AutoModelForCausalLM.from_pretrained(name, dtype=arguments.dtype)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"MODEL {name!r}: expected a model's directory or its id on the Hub ({error})"
-        ) from error
-    return model, tokenizer
+def _skeleton(name: str) -> Any:
+    """The model without its weights, which are not read."""
+    with named(name), torch.device("meta"):
+        config = transformers.AutoConfig.from_pretrained(name)
+        return transformers.AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
 
 
 # --- Their arguments -----------------------------------------------------------------------------
@@ -133,34 +111,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=wanda_ext.__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    prune = commands.add_parser("prune", help="prune a model and save it")
-    _add_model(prune)
-    prune.add_argument("--out", required=True, help="directory to write the pruned model to")
-    prune.add_argument(
-        "--calib",
-        default="c4",
-        help="builtin, c4, wikitext2, a .txt/.jsonl/.parquet path or a Hub dataset (%(default)s)",
-    )
-    prune.add_argument("--sparsity", default="2:4", help="50%%, 0.5, 2:4, 4:8, ... (%(default)s)")
-    prune.add_argument("--method", default="wanda", choices=METHODS, help="(%(default)s)")
-    prune.add_argument("--nsamples", type=int, default=128, help="windows of text (%(default)s)")
-    prune.add_argument("--seqlen", type=int, help="tokens a window (2048, or the model's context)")
-    prune.add_argument("--seed", type=int, default=0, help="draws the windows (%(default)s)")
-    prune.add_argument("--batch-size", type=int, help="windows a forward pass")
-    prune.add_argument(
-        "--ignore",
-        action="append",
-        default=[],
-        metavar="GLOB",
-        help="leave linears of this name dense; may be repeated",
-    )
-    prune.add_argument("--blocks", help="dotted path of the decoder blocks, where not found")
-    prune.add_argument("--packed", action="store_true", help="save 2:4 linears packed")
-    prune.set_defaults(run=_prune)
+    add_prune(commands)
 
     evaluate = commands.add_parser("eval", help="measure perplexity")
-    _add_model(evaluate)
+    add_model(evaluate)
     evaluate.add_argument(
         "--data", default="wikitext2", help="builtin, wikitext2 or a text file (%(default)s)"
     )
@@ -178,6 +132,22 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("--to", required=True, choices=("packed", "dense"))
     convert.set_defaults(run=_convert)
 
+    bench = commands.add_parser("bench", help="find the fastest kernels for a model on this GPU")
+    what = bench.add_mutually_exclusive_group(required=True)
+    what.add_argument("model", metavar="MODEL", nargs="?", help="a directory or a Hub id")
+    what.add_argument("--shapes", type=_shapes, metavar="NxK,...", help="out x in features instead")
+    bench.add_argument(
+        "--tokens", type=_tokens, metavar="M,...", help="rows a call (powers of two up to 16384)"
+    )
+    bench.add_argument("--device", help="which GPU, such as cuda:1 (the current one)")
+    bench.add_argument(
+        "--dtype",
+        default="auto",
+        choices=("auto", *TIMED_DTYPES),
+        help="of weights (the model's; bfloat16 for shapes)",
+    )
+    bench.set_defaults(run=_bench)
+
     demo = commands.add_parser("demo", help="train a small model offline and prune it every way")
     demo.add_argument("--out", default="wanda-ext-demo", help="directory to write (%(default)s)")
     demo.add_argument("--seed", type=int, default=0, help="(%(default)s)")
@@ -186,7 +156,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="a directory or a Hub id")
-    parser.add_argument("--device", help="where to compute, such as cuda (where the model is)")
-    parser.add_argument("--dtype", default="auto", choices=DTYPES, help="of weights (%(default)s)")
+def _tokens(text: str) -> list[int]:
+    return [count for (count,) in _numbers(text, r"\d+", "such as 1,8,2048")]
+
+
+def _shapes(text: str) -> list[tuple[int, int]]:
+    return [(n, k) for n, k in _numbers(text, r"\d+x\d+", "such as 4096x4096,11008x4096")]
+
+
+def _numbers(text: str, form: str, example: str) -> list[list[int]]:
+    if not all(re.fullmatch(form, part) for part in text.split(",")):
+        raise argparse.ArgumentTypeError(f"expected {example}, got {text!r}")
+    return [[int(number) for number in part.split("x")] for part in text.split(",")]

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from wanda_ext.blocks import dense_weight, weight_of, weight_shape
+from wanda_ext.inputs import InputStatistic, kernel_device
 from wanda_ext.interrupt import step
 from wanda_ext.methods import Method
 from wanda_ext.plan import PlannedBlock, PlannedLinear
 from wanda_ext.report import LinearReport
-from wanda_ext.walk import InputStatistic, kernel_device
 
 SCORED_AT_ONCE = 1 << 20  # weights, so that the temporary stays in the cache
 PRUNING_OPS = ("prune_rows_", "prune_nm_")
@@ -54,7 +54,7 @@ def pruned_block(
         }
         _check_scored(targets, pruned)
         yield [
-            _line(linear, pruned.get(name), found[name].tokens if found and name in found else 0)
+            _line(linear, pruned.get(name), found.get(name) if found else None)
             for name, linear in block.linears.items()
         ]
     except BaseException:
@@ -101,7 +101,9 @@ def _synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _line(linear: PlannedLinear, pruned: _Pruned | None, tokens: int) -> LinearReport:
+def _line(
+    linear: PlannedLinear, pruned: _Pruned | None, statistic: InputStatistic | None
+) -> LinearReport:
     weight = weight_of(linear.module)
     line = LinearReport(
         name=linear.name,
@@ -115,7 +117,10 @@ def _line(linear: PlannedLinear, pruned: _Pruned | None, tokens: int) -> LinearR
         kept, before, zeros = pruned.numbers.tolist()
         line.status, line.path = "pruned", pruned.path
         line.score_kept, line.score_lost = kept, before - kept
-        line.tokens, line.seconds = tokens, pruned.seconds
+        line.seconds = pruned.seconds
+        if statistic is not None:
+            line.tokens = statistic.tokens
+            line.note = "few tokens: norms of all experts" if statistic.of_layer else ""
     else:
         zeros = int(weight.numel() - weight.count_nonzero())
         if linear.sparsity is not None:

@@ -60,21 +60,31 @@ def convert(
     checkpoint = open_checkpoint(src)
     if (checkpoint.packed is not None) == (to == PACKED):
         raise ValueError(f"convert: {src} is {to} already")
-    source, target = Path(src).resolve(), Path(dst).resolve()
-    if source == target or source in target.parents or target in source.parents:
-        raise ValueError(f"convert: {dst} and {src} overlap; name a directory outside it")
+    check_apart(src, dst)
     conversion = (_to_packed if to == PACKED else _to_dense)(checkpoint)
     with new_directory(dst) as folder:
         _write(checkpoint, conversion, folder)
-        for path in checkpoint.folder.iterdir():
-            if path.name in ("config.json", MARKER) or path.name.endswith(OTHER_WEIGHTS):
-                continue
-            if path.is_dir() and not path.name.startswith("."):
-                ignore = shutil.ignore_patterns(*(f"*{suffix}" for suffix in OTHER_WEIGHTS))
-                shutil.copytree(path, folder / path.name, ignore=ignore)
-            elif path.is_file():
-                shutil.copy(path, folder / path.name)
+        copy_other_files(checkpoint.folder, folder)
     return conversion.outcome
+
+
+def check_apart(src: str | os.PathLike[str], dst: str | os.PathLike[str]) -> None:
+    """Raises ValueError where one directory is, or lies in, the other."""
+    source, target = Path(src).resolve(), Path(dst).resolve()
+    if source == target or source in target.parents or target in source.parents:
+        raise ValueError(f"{dst} and {src} overlap; name a directory outside it")
+
+
+def copy_other_files(source: Path, folder: Path) -> None:
+    """Copies a checkpoint's tokenizer, code and so on: not its config, and no weights."""
+    for path in source.iterdir():
+        if path.name in ("config.json", MARKER) or path.name.endswith(OTHER_WEIGHTS):
+            continue
+        if path.is_dir() and not path.name.startswith("."):
+            ignore = shutil.ignore_patterns(*(f"*{suffix}" for suffix in OTHER_WEIGHTS))
+            shutil.copytree(path, folder / path.name, ignore=ignore, dirs_exist_ok=True)
+        elif path.is_file():
+            shutil.copy(path, folder / path.name)
 
 
 def _to_dense(checkpoint: Checkpoint) -> _Conversion:
@@ -183,7 +193,7 @@ def _write(checkpoint: Checkpoint, conversion: _Conversion, folder: Path) -> Non
     config = {k: v for k, v in checkpoint.config.items() if k != "quantization_config"}
     if conversion.quantization_config is not None:
         config["quantization_config"] = conversion.quantization_config
-    _write_json(folder / "config.json", config)
+    write_json(folder / "config.json", config)
     if checkpoint.index is None:
         return
     metadata = {k: v for k, v in checkpoint.index["metadata"].items() if k != META_FILES}
@@ -192,9 +202,9 @@ def _write(checkpoint: Checkpoint, conversion: _Conversion, folder: Path) -> Non
         metadata["total_parameters"] += conversion.parameters
     if conversion.meta_files:
         metadata[META_FILES] = conversion.meta_files
-    _write_json(folder / INDEX, {"metadata": metadata, "weight_map": conversion.layout})
+    write_json(folder / INDEX, {"metadata": metadata, "weight_map": conversion.layout})
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    # byte for byte as transformers writes its own
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Byte for byte as transformers writes its own."""
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

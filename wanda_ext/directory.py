@@ -41,20 +41,24 @@ def new_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
     Raises ValueError, before anything is written, for any other existing `path`.
     """
     final = Path(path).resolve()
-    _check_replaceable(final)
+    check_replaceable(final)
     final.parent.mkdir(parents=True, exist_ok=True)
-    token = secrets.token_hex(4)
-    partial = final.with_name(f".{final.name}.{token}.partial")
+    partial = final.with_name(f".{final.name}.{secrets.token_hex(4)}.partial")
     partial.mkdir()
     try:
         yield partial
-        files = sorted({*_files_under(partial), MARKER})
-        (partial / MARKER).write_text(json.dumps({"files": files}, indent=2) + "\n")
-        _sync(partial)
-        _check_replaceable(final)
-        _replace(final, partial, final.with_name(f".{final.name}.{token}.old"))
+        publish(partial, final)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def publish(partial: Path, final: Path) -> None:
+    """Gives a complete directory its final name, in the place of an earlier one of ours."""
+    files = sorted({*_files_under(partial), MARKER})
+    (partial / MARKER).write_text(json.dumps({"files": files}, indent=2) + "\n")
+    sync_tree(partial)
+    check_replaceable(final)
+    _replace(final, partial, final.with_name(f".{final.name}.{secrets.token_hex(4)}.old"))
 
 
 def read_headers(files: Iterable[Path]) -> dict[str, TensorHeader]:
@@ -78,7 +82,8 @@ def read_headers(files: Iterable[Path]) -> dict[str, TensorHeader]:
     return headers
 
 
-def _check_replaceable(path: Path) -> None:
+def check_replaceable(path: Path) -> None:
+    """Raises ValueError where a path is, or holds, what no `publish` wrote."""
     if not path.exists():
         return
     if not path.is_dir():
@@ -106,7 +111,8 @@ def _files_under(folder: Path) -> list[str]:
     ]
 
 
-def _sync(folder: Path) -> None:
+def sync_tree(folder: Path) -> None:
+    """Makes all that lies in a directory survive a crash of the machine."""
     for path in (*folder.rglob("*"), folder):
         descriptor = os.open(path, os.O_RDONLY)
         try:

@@ -1,13 +1,11 @@
 """SparseLinear24: a linear layer whose 2:4 weight stays packed, in one copy.
 
 The kept values are called `weight`, so that a loader that does not know this module meets a size
-mismatch instead of filling in random numbers. Metadata is in canonical order in every state_dict
-and, in memory, in the order that the kernels of the module's device read.
+mismatch instead of filling in random numbers. In a state_dict the metadata is always canonical.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,22 +13,15 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from wanda_ext import ops
+from wanda_ext.product import Product24
 
-PADDING_META = 0x4444  # columns 0 and 1 of every group of four: valid metadata
 
+class SparseLinear24(Product24):
+    """A product that takes the place of an nn.Linear, a subclass of it, or a transformers Conv1D.
 
-class SparseLinear24(nn.Module):
-    """y[..., n] = x[..., k] @ W.T + bias with W[n, k] 2:4 sparse: 9/16 of a dense 16-bit weight.
-
-    Takes the place of an nn.Linear, a subclass of it, or a transformers Conv1D (`dense_class`).
-    Differentiable in x and bias; the packed weight has no gradient. A new module is all zeros.
-
-    Shapes: weight [n, k/2] fp32, bf16 or fp16; meta [n, k/16] int16 in `order` (0: canonical);
-    bias [n] or None. Raises ValueError where k % 16 != 0.
+    9/16 of the bytes of a dense 16-bit weight. Differentiable in x and bias (for adapters); the
+    packed weight has no gradient. `dense_class` is the class of the module it stands for.
     """
-
-    meta: Tensor
-    bias: nn.Parameter | None
 
     def __init__(
         self,
@@ -42,21 +33,9 @@ class SparseLinear24(nn.Module):
         dtype: torch.dtype | None = None,
         dense_class: type[nn.Module] = nn.Linear,
     ) -> None:
-        super().__init__()
-        if in_features % 16:
-            raise ValueError(f"its {in_features} columns are not a multiple of 16")
-        self.in_features, self.out_features = in_features, out_features
+        super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
         self.dense_class = dense_class
         self.dense_requires_grad = True
-        self.order = 0
-        values = torch.zeros(out_features, in_features // 2, device=device, dtype=dtype)
-        self.weight = nn.Parameter(values, requires_grad=False)
-        meta = torch.full(
-            (out_features, in_features // 16), PADDING_META, device=device, dtype=torch.int16
-        )
-        self.register_buffer("meta", meta)
-        zeros = torch.zeros(out_features, device=device, dtype=dtype)
-        self.register_parameter("bias", nn.Parameter(zeros) if bias else None)
 
     @classmethod
     def shaped_like(cls, dense: nn.Module) -> SparseLinear24:
@@ -82,7 +61,8 @@ class SparseLinear24(nn.Module):
         packed.meta = meta
         packed.bias = dense.bias  # type: ignore[assignment]
         packed.dense_requires_grad = bool(dense.weight.requires_grad)
-        return packed.reorder_()
+        packed.reorder_()
+        return packed
 
     def to_dense(self) -> nn.Module:
         """The module of class `dense_class` again, its pruned weights exact zeros."""
@@ -100,45 +80,6 @@ class SparseLinear24(nn.Module):
         dense.bias = self.bias  # type: ignore[assignment]
         return dense.train(self.training)
 
-    def dense_weight(self) -> Tensor:
-        """The weight [n, k], unpacked."""
-        return ops.unpack_24(self.weight, self.meta, self.order)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return ops.linear_24(x, self.weight, self.meta, self.order, self.bias)
-
-    def reorder_(self, order: int | None = None) -> SparseLinear24:
-        """Moves the metadata into `order`; by default into the one its device reads."""
-        if order is None:
-            order = preferred_order(self.meta.device)
-        if order != self.order:
-            self.meta, self.order = self.meta_in(order), order
-        return self
-
-    def extra_repr(self) -> str:
-        return (
-            f"in_features={self.in_features}, out_features={self.out_features}, "
-            f"bias={self.bias is not None}, order={self.order}"
-        )
-
-    def meta_in(self, order: int) -> Tensor:
-        """A copy of the metadata in another order, on the same device."""
-        # Through the CPU: a build without the device's kernels can move models too.
-        meta = self.meta if self.meta.is_meta else self.meta.cpu()
-        meta = ops.order_meta_24(meta, self.out_features, self.in_features, self.order, order)
-        return meta.to(self.meta.device)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseLinear24:
-        meta = self.meta
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if self.meta.dtype != torch.int16:  # nn.Module.type() casts everything; these are bits
-            self.meta = meta.to(self.meta.device)
-        return self.reorder_()
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self.reorder_()  # an unpickler may map devices
-
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
@@ -150,14 +91,6 @@ class SparseLinear24(nn.Module):
         self.reorder_(0)
         super()._load_from_state_dict(*args, **kwargs)
         self.reorder_()
-
-
-def preferred_order(device: torch.device) -> int:
-    """The metadata order that the kernels of a device read: 90, 80, or 0 (canonical)."""
-    if device.type != "cuda":
-        return 0
-    major, _ = torch.cuda.get_device_capability(device)
-    return 90 if major == 9 else 80 if major >= 8 else 0
 
 
 def pack(weight: Tensor) -> tuple[Tensor, Tensor]:

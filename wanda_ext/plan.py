@@ -7,17 +7,30 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from wanda_ext.blocks import check_weight, find_blocks, linears_of, weight_shape
+from wanda_ext.blocks import (
+    Linear,
+    check_weight,
+    find_blocks,
+    targets_of_block,
+    weight_identity,
+    weight_shape,
+)
 from wanda_ext.checkpoint import stay_dense
+from wanda_ext.experts import ExpertSlice
 from wanda_ext.sparsity import NM, Sparsity, SparsitySpec, check_globs, matches, sparsity_for
 
 
 @dataclass(frozen=True)
 class PlannedLinear:
     name: str  # in the model
-    module: nn.Module
+    module: Linear  # or one expert's part of a fused weight
     sparsity: Sparsity | None  # None: it stays as it is
     status: str  # "planned", or why it stays
+
+    @property
+    def is_expert(self) -> bool:
+        """It is a part of a fused weight, and no module that another could replace."""
+        return isinstance(self.module, ExpertSlice)
 
 
 @dataclass(frozen=True)
@@ -43,12 +56,13 @@ def plan_blocks(
     Raises ValueError, naming the module, where no blocks are found, a glob matches nothing, a
     sparsity does not fit a shape, a weight is no plain float matrix, or nothing is left to prune.
     """
-    found = [(path, block, linears_of(block)) for path, block in find_blocks(model, blocks)]
-    check_globs(ignore, [name for name, _ in model.named_modules()], "ignore glob")
+    found = [(path, block, targets_of_block(block)) for path, block in find_blocks(model, blocks)]
+    names = [f"{path}.{name}" for path, _, linears in found for name in linears]
+    modules = [name for name, _ in model.named_modules()]
+    check_globs(ignore, [*names, *modules], "ignore glob")
     if isinstance(spec, Mapping):
-        names = [f"{path}.{name}" for path, _, linears in found for name in linears]
         check_globs(spec, names, "sparsity glob")
-    owners: dict[int, str] = {}
+    owners: dict[tuple[int, int], str] = {}
     plan = []
     for path, block, linears in found:
         planned = {}
@@ -62,7 +76,11 @@ def plan_blocks(
 
 
 def _planned(
-    name: str, module: nn.Module, spec: SparsitySpec, ignore: Sequence[str], owners: dict[int, str]
+    name: str,
+    module: Linear,
+    spec: SparsitySpec,
+    ignore: Sequence[str],
+    owners: dict[tuple[int, int], str],
 ) -> PlannedLinear:
     if any(matches(glob, name) for glob in ignore):
         return PlannedLinear(name, module, None, "ignored")
@@ -70,7 +88,7 @@ def _planned(
     if sparsity is None:
         return PlannedLinear(name, module, None, "left dense")
     check_weight(name, module)
-    owner = owners.setdefault(id(module.weight), name)
+    owner = owners.setdefault(weight_identity(module), name)
     if owner != name:
         return PlannedLinear(name, module, None, f"shares the weight of {owner}")
     sparsity.check(name, *weight_shape(module))
@@ -92,6 +110,7 @@ def check_packable(model: nn.Module, plan: Iterable[PlannedBlock]) -> None:
                 "pass sparsity='2:4', or swap=False"
             )
     reasons = stay_dense(model)
+    reasons |= {one.name: "fused experts stay dense" for one in targets if one.is_expert}
     if all(one.name in reasons or weight_shape(one.module)[1] % 16 for one in targets):
         name = targets[0].name
         why = reasons.get(name, "its columns are not a multiple of 16")

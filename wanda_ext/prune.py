@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import platform
 import resource
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from time import perf_counter
 from typing import Any, Literal
 
@@ -16,15 +16,17 @@ from tqdm.auto import tqdm
 
 from wanda_ext.blocks import check_prunable, context_of, preserved, vocab_size_of
 from wanda_ext.calibration import Batch, calibration_batches
-from wanda_ext.checkpoint import swap_linears
 from wanda_ext.commit import pruned_block
+from wanda_ext.dispatch import check_tokens
 from wanda_ext.interrupt import held_back, step
+from wanda_ext.lockstep import start_walk
 from wanda_ext.methods import Method, get_method
-from wanda_ext.plan import PlannedBlock, check_packable, plan_blocks, targets_of
+from wanda_ext.owl import has_owl, resolve_owl
+from wanda_ext.plan import PlannedBlock, check_packable, plan_blocks
 from wanda_ext.report import PruneReport
-from wanda_ext.sparsity import NM, SparsitySpec, spec_text
+from wanda_ext.sparsity import SparsitySpec, spec_text
+from wanda_ext.swap import check_runnable, swap_pruned
 from wanda_ext.transfer import Copies, Visits
-from wanda_ext.walk import Walk
 
 
 class PruneError(RuntimeError):
@@ -33,6 +35,9 @@ class PruneError(RuntimeError):
     def __init__(self, message: str, report: PruneReport) -> None:
         super().__init__(message)
         self.report = report
+
+    def __reduce__(self) -> tuple[type[PruneError], tuple[str, PruneReport]]:
+        return type(self), (str(self), self.report)  # pickle would pass on the message alone
 
 
 def prune_model(
@@ -57,7 +62,8 @@ def prune_model(
 
     model: fp32, bf16 or fp16, in memory. calib: texts, tokens, a dataset, a file, "builtin", "c4",
     "wikitext2" or a Hub id (see calibration.py); unused by methods that need no inputs. sparsity:
-    0.5, "50%", "2:4", any "keep:group", a mapping glob -> sparsity, or a callable (name, module).
+    0.5, "50%", "2:4", any "keep:group", Owl(...), a mapping glob -> sparsity, or a callable
+    (name, module).
     tokenizer: for text; default: the model's own. seqlen: default min(2048, the model's context).
     device: where one block at a time is moved to; default: where the model is. ignore: globs of
     modules to leave alone. blocks: the path of the block list where it is not found. swap: put
@@ -74,9 +80,9 @@ def prune_model(
     method = get_method(method)
     ignore = [ignore] if isinstance(ignore, str) else list(ignore)
     plan = plan_blocks(model, sparsity, ignore, blocks)
-    at = None if device is None else _usable_device(device)
+    at = None if device is None else usable_device(device)
     _check_options(model, plan, swap, tokens, at)
-    report = PruneReport(versions=_versions())
+    report = PruneReport(versions=versions())
     report.block_weights = sum(p.numel() for block in plan for p in block.module.parameters())
     report.arguments = {
         "model": getattr(model, "name_or_path", "") or type(model).__name__,
@@ -94,7 +100,7 @@ def prune_model(
     }
     with _reported(report, model, at):
         batches = None
-        if method.needs_inputs:
+        if method.needs_inputs or has_owl(plan):
             report.status = "calibration"
             own_tokenizer = getattr(model, "name_or_path", "")
             with preserved(model):
@@ -111,7 +117,7 @@ def prune_model(
         with held_back(), preserved(model):
             _prune_blocks(model, plan, method, batches, at, report, progress)
             report.status = "swap"
-            report.swap = _swap(model, plan, swap)
+            swap_pruned(model, plan, report, swap, tokens)
     return report
 
 
@@ -126,18 +132,24 @@ def _prune_blocks(
 ) -> None:
     """Every block: on the device, statistics, zeros, what it passes on now, a line a linear."""
     away = at is not None and any(p.device != at for b in plan for p in b.module.parameters())
-    with Copies(at) if at is not None and away else nullcontext() as copies:
-        walk = visits = None
-        if batches is not None:
+    blocks = [(block.name, block.module) for block in plan]
+    with ExitStack() as stack:
+        copies = stack.enter_context(Copies(at)) if at is not None and away else None
+        walk = None
+        if batches is not None and has_owl(plan):
             report.status = "capture"
-            walk = Walk(model, [(block.name, block.module) for block in plan], batches, copies)
-        if copies is not None:
-            visits = Visits([block.module for block in plan], copies)
+            with closing(start_walk(model, blocks, batches, copies)) as dense:
+                plan = resolve_owl(plan, dense, _visits(plan, copies))
+        if batches is not None and method.needs_inputs:
+            report.status = "capture"
+            walk = stack.enter_context(closing(start_walk(model, blocks, batches, copies)))
+            report.runner = walk.runner
+        visit = _visits(plan, copies)
         last = max(i for i, block in enumerate(plan) if block.targets)
         for i, block in enumerate(tqdm(plan, "pruning", unit="block", disable=not progress)):
             report.status = block.name
             modules = {name: linear.module for name, linear in block.targets.items()}
-            with visits.visit(i) if visits else nullcontext():
+            with visit(i):
                 found = walk.statistics(i, modules) if walk else None
                 with pruned_block(block, method, found) as lines:
                     if walk and i < last:
@@ -146,7 +158,17 @@ def _prune_blocks(
             step()
 
 
-def _usable_device(device: torch.device | str) -> torch.device:
+def _visits(
+    plan: list[PlannedBlock], copies: Copies | None
+) -> Callable[[int], AbstractContextManager[None]]:
+    """What has block i on the device inside: nothing where the model is there."""
+    if copies is None:
+        return lambda index: nullcontext()
+    return Visits([block.module for block in plan], copies).visit
+
+
+def usable_device(device: torch.device | str) -> torch.device:
+    """The device, with its index. Raises ValueError where it cannot be used here."""
     try:
         at = torch.device(device)
         at = torch.empty(0, device=at).device  # "cuda" is one of them
@@ -169,34 +191,16 @@ def _check_options(
 ) -> None:
     if not isinstance(swap, bool) and swap != "auto":
         raise ValueError(f"swap must be 'auto', True or False, not {swap!r}")
-    counts = tokens if isinstance(tokens, Sequence) else ()
-    if not counts or not all(isinstance(count, int) and count > 0 for count in counts):
-        raise ValueError(f"tokens must be row counts such as (1, 8, 2048), not {tokens!r}")
+    check_tokens(tokens)
     if swap is True:
         check_packable(model, plan)
+        check_runnable(plan)
     spread = set(map(str, (getattr(model, "hf_device_map", None) or {}).values()))
     if device is not None and len(spread) > 1:
         raise ValueError(
             f"device={str(device)!r} moves blocks that a device_map has spread over "
             f"{', '.join(sorted(spread))}: leave device out"
         )
-
-
-def _swap(model: nn.Module, plan: list[PlannedBlock], swap: bool | str) -> str:
-    """Puts packed linears in where asked, and says in one line what was swapped and why not."""
-    names = [linear.name for linear in targets_of(plan) if linear.sparsity == NM(2, 4)]
-    if swap is False:
-        return "swapped nothing: swap=False"
-    if not names:
-        return "swapped nothing: no linear is 2:4"
-    if swap == "auto":
-        device = next(model.parameters()).device.type
-        why = "they save memory there, not time" if device == "cpu" else "no timings of theirs"
-        return f"swapped nothing: packed linears are not known to be faster on {device} ({why})"
-    outcome = swap_linears(model, names)
-    dense = [f"{name}: {reason}" for name, reason in outcome.items() if reason != "packed"]
-    line = f"swapped {len(names) - len(dense)} of {len(names)} 2:4 linears for packed ones"
-    return "; ".join([line, *dense])
 
 
 @contextmanager
@@ -230,7 +234,8 @@ def _reported(report: PruneReport, model: nn.Module, at: torch.device | None) ->
             report.peak_memory[str(device)] = torch.cuda.max_memory_allocated(device)
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of what the result depends on."""
     from wanda_ext import __version__  # not above: the package is complete only now
 
     return {

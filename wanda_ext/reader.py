@@ -88,6 +88,27 @@ def open_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
     return checkpoint
 
 
+def holds_safetensors(folder: str | os.PathLike[str]) -> bool:
+    """Whether this is a local directory with a checkpoint that `open_checkpoint` may read."""
+    return any((Path(folder) / name).exists() for name in (WEIGHTS, INDEX))
+
+
+def check_links(folder: Path) -> None:
+    """Raises ValueError for a link that leads outside, unless into the Hub's cache around it.
+
+    There, snapshots/REVISION holds links into blobs.
+    """
+    home = folder.resolve()
+    blobs = home.parents[1] / "blobs" if home.parent.name == "snapshots" else home
+    for path in folder.iterdir():
+        leads = path.resolve()
+        if path.is_symlink() and not (leads.is_relative_to(home) or leads.parent == blobs):
+            raise ValueError(
+                f"{path} is a link to {leads}, outside of the checkpoint's directory: put the file "
+                "itself there"
+            )
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

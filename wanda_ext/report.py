@@ -7,6 +7,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+HEADS = (  # of the table; `ms` is the selection's time, `us` what one call of each kind takes
+    *("linear", "shape", "dtype", "asked", "zeros", "score lost", "tokens", "ms"),
+    *("packed us", "dense us", "path"),
+)
+
 
 @dataclass
 class LinearReport:
@@ -23,6 +28,9 @@ class LinearReport:
     tokens: int = 0  # that its input statistic saw
     seconds: float = 0.0  # of the selection, not of the forward passes
     path: str = ""  # what ran: "cpu", "cuda", "cuda via cpu"
+    packed_us: float | None = None  # of one call for each of `tokens`, summed, where it is; None:
+    dense_us: float | None = None  # not measured, or not 2:4
+    note: str = ""  # what to know about it: "few tokens: norms of all experts"
 
     @property
     def weights(self) -> int:
@@ -42,6 +50,7 @@ class PruneReport:
     linears: list[LinearReport] = field(default_factory=list)
     block_weights: int = 0  # all that the blocks hold, in linears or not (experts, convolutions)
     swap: str = "swapped nothing"
+    runner: str = ""  # how the blocks ran: "each block alone", or "in lock-step" and why
     status: str = "running"  # "complete", or where it stopped
     seconds: float = 0.0
     peak_memory: dict[str, int] = field(default_factory=dict)  # device -> bytes
@@ -77,8 +86,7 @@ class PruneReport:
             raise ValueError(f"{path} is not a prune report: {error!r}") from error
 
     def __str__(self) -> str:
-        heads = ("linear", "shape", "dtype", "asked", "zeros", "score lost", "tokens", "ms", "path")
-        rows = [heads, *(_cells(linear) for linear in self.linears)]
+        rows = [HEADS, *(_cells(linear) for linear in self.linears)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         table = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
         return "\n".join([self.swap, *table, self._totals()])
@@ -91,6 +99,7 @@ class PruneReport:
             f"{weights / 1e6:.1f} of the blocks' {self.block_weights / 1e6:.1f} M weights, "
             f"{self.sparsity:.2%} zeros, {self.seconds:.1f} s"
             + (f", peak memory {memory}" if memory else "")
+            + (f", {self.runner}" if self.runner else "")
         )
 
 
@@ -105,5 +114,11 @@ def _cells(linear: LinearReport) -> tuple[str, ...]:
         f"{linear.lost:.2%}" if pruned else "-",
         str(linear.tokens) if linear.tokens else "-",
         f"{linear.seconds * 1e3:.1f}" if pruned else "-",
-        linear.path if pruned else linear.status,
+        _microseconds(linear.packed_us),
+        _microseconds(linear.dense_us),
+        f"{linear.path} {linear.note}".rstrip() if pruned else linear.status,
     )
+
+
+def _microseconds(time: float | None) -> str:
+    return "-" if time is None else f"{time:.1f}"

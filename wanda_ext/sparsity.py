@@ -6,9 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TypeAlias
-
-from torch import nn
+from typing import Any, TypeAlias
 
 from wanda_ext.ops import MAX_GROUP
 
@@ -26,7 +24,7 @@ class Sparsity(ABC):
 
     @abstractmethod
     def __str__(self) -> str:
-        """The text that parse_sparsity reads back."""
+        """For reports. parse_sparsity reads it back, but for Owl's."""
 
 
 @dataclass(frozen=True)
@@ -83,10 +81,39 @@ class NM(Sparsity):
         return f"{self.keep}:{self.group}"
 
 
+@dataclass(frozen=True)
+class Owl(Sparsity):
+    """Unstructured, with a ratio for each block: those with more outliers keep more weights.
+
+    A weight is an outlier of its block if its score S = |W| * input_norm in the dense model is over
+    `m` times the block's mean. The shares of outliers, scaled to a range of 2 * lam, are what the
+    blocks keep more or less than 1 - ratio; the mean over all weights is `ratio` (Yin et al. 2023,
+    arXiv:2310.05175, section 4). Costs another pass of all calibration data through the blocks.
+    """
+
+    ratio: float
+    lam: float = 0.08
+    m: float = 5.0
+
+    def __post_init__(self) -> None:
+        Unstructured(self.ratio)
+        if not 0 <= self.lam <= 0.5 or not self.m > 0:
+            raise ValueError(
+                f"Owl needs 0 <= lam <= 0.5 and m > 0; got lam={self.lam}, m={self.m}. The paper "
+                "uses lam=0.08 and m=5"
+            )
+
+    @property
+    def keep_fraction(self) -> float:
+        return 1 - self.ratio
+
+    def __str__(self) -> str:
+        return f"Owl({self.ratio}, lam={self.lam}, m={self.m})"
+
+
 SparsityLike: TypeAlias = "float | str | Sparsity"
 SparsitySpec: TypeAlias = (
-    "SparsityLike | Mapping[str, SparsityLike | None]"
-    " | Callable[[str, nn.Module], SparsityLike | None]"
+    "SparsityLike | Mapping[str, SparsityLike | None] | Callable[[str, Any], SparsityLike | None]"
 )
 
 
@@ -122,11 +149,11 @@ def matches(glob: str, name: str) -> bool:
     return any(fnmatchcase(".".join(parts[: i + 1]), glob) for i in range(len(parts)))
 
 
-def sparsity_for(spec: SparsitySpec, name: str, module: nn.Module) -> Sparsity | None:
+def sparsity_for(spec: SparsitySpec, name: str, module: Any) -> Sparsity | None:
     """The sparsity of one linear; None: leave it dense.
 
     A mapping's first matching glob wins; where none matches the linear stays dense. A callable gets
-    (name, module).
+    (name, module), and for an expert of a fused weight an ExpertSlice, which has a `weight` too.
     """
     if isinstance(spec, Mapping):
         values = (value for glob, value in spec.items() if matches(glob, name))

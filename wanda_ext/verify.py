@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from wanda_ext.blocks import is_transposed, weight_of, weight_shape
+from wanda_ext.experts import ExpertSlice, expert_slices
 from wanda_ext.inspection import follows, pattern_of
 from wanda_ext.linear import SparseLinear24
 from wanda_ext.report import LinearReport, PruneReport
@@ -51,7 +53,7 @@ class VerifyReport:
 
 
 def verify(model: nn.Module, report: PruneReport | None = None) -> VerifyReport:
-    """Checks every linear of a model, one at a time; packed ones are unpacked for it.
+    """Checks every linear of a model, and every expert's part of a fused one; packed ones too.
 
     Wrong is: NaN or infinite weights, weights that are not in memory, metadata that is not two
     ascending columns of four. With a report also: a pruned linear that the model lacks, one that
@@ -60,8 +62,8 @@ def verify(model: nn.Module, report: PruneReport | None = None) -> VerifyReport:
     expected = {} if report is None else {linear.name: linear for linear in report.pruned}
     linears = tuple(
         _verified(name, module, expected.pop(name, None))
-        for name, module in model.named_modules()
-        if isinstance(module, (nn.Linear, Conv1D, SparseLinear24))
+        for name, module in (*model.named_modules(), *expert_slices(model).items())
+        if isinstance(module, (nn.Linear, Conv1D, SparseLinear24, ExpertSlice))
     )
     problems = [f"{linear.name} {problem}" for linear in linears for problem in linear.problems]
     problems += [f"{name} is in the report, but not in the model" for name in expected]
@@ -70,11 +72,7 @@ def verify(model: nn.Module, report: PruneReport | None = None) -> VerifyReport:
 
 def _verified(name: str, module: Any, expected: LinearReport | None) -> VerifiedLinear:
     packed = isinstance(module, SparseLinear24)
-    if packed:
-        shape = (module.out_features, module.in_features)
-    else:
-        n, k = module.weight.shape
-        shape = (k, n) if isinstance(module, Conv1D) else (n, k)
+    shape = (module.out_features, module.in_features) if packed else weight_shape(module)
 
     def found(pattern: str, zeros: int, *problems: str) -> VerifiedLinear:
         return VerifiedLinear(name, shape, packed, pattern, zeros, problems)
@@ -87,8 +85,8 @@ def _verified(name: str, module: Any, expected: LinearReport | None) -> Verified
             return found("-", 0, f"has invalid metadata in row {row}")
         weight = module.dense_weight()
     else:
-        weight = module.weight.detach()
-        weight = weight.T if isinstance(module, Conv1D) else weight
+        weight = weight_of(module)
+        weight = weight.T if is_transposed(module) else weight
     problems = []
     finite = weight.isfinite()
     if not finite.all():

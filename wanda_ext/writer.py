@@ -1,0 +1,112 @@
+"""The checkpoint that a streamed prune writes: one file a block, one for all else, an index."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from wanda_ext import ops
+from wanda_ext.checkpoint import PACKED, stay_dense
+from wanda_ext.convert import copy_other_files, write_json
+from wanda_ext.linear import pack
+from wanda_ext.quantizer import WandaExtConfig
+from wanda_ext.reader import INDEX
+from wanda_ext.shards import Stored, stored_tensors, write_shard
+from wanda_ext.skeleton import Skeleton
+
+LOOKED_AT = 64  # first rows that tell most weights which are not 2:4
+Entry = dict[str, Any]  # of the journal: what a file holds
+
+
+class Output:
+    """Writes into `folder`; `blocks` are the names of the blocks, in order."""
+
+    def __init__(self, skeleton: Skeleton, blocks: list[str], folder: Path, packed: bool) -> None:
+        self._skeleton = skeleton
+        self._blocks = blocks
+        self._folder = folder
+        self._packed = packed
+        self._linears = {
+            name: module
+            for name, module in skeleton.model.named_modules()
+            if isinstance(module, (nn.Linear, Conv1D))
+        }
+        self._reasons = stay_dense(skeleton.model)
+
+    def write_block(self, index: int, tensors: Mapping[str, Tensor]) -> Entry:
+        """What to remember of the file, once it is on the disk."""
+        return self._write(index + 1, tensors)
+
+    def write_rest(self) -> Entry:
+        """All that is in no block, as it is."""
+        names = self._skeleton.outside(self._blocks)
+        return self._write(0, {name: self._skeleton.stored[name] for name in names})
+
+    def read_block(self, entry: Entry) -> dict[str, Tensor]:
+        """The tensors of a block that was written, dense."""
+        stored = stored_tensors([self._folder / entry["file"]])
+        tensors = {}
+        for name in entry["packed"]:
+            values, meta = stored.pop(f"{name}.weight").read(), stored.pop(f"{name}.meta").read()
+            weight = ops.unpack_24(values, meta)
+            turned = isinstance(self._linears[name], Conv1D)
+            tensors[f"{name}.weight"] = weight.T.contiguous() if turned else weight
+        return tensors | {name: one.read() for name, one in stored.items()}
+
+    def finish(self, entries: Iterable[Entry]) -> None:
+        """Index, config and the source's other files."""
+        entries = list(entries)
+        model = self._skeleton.model
+        copy_other_files(self._skeleton.folder, self._folder)
+        parameters = model.num_parameters()
+        if self._packed:
+            config = self._quantization_config(entries)
+            model.config.quantization_config = config
+            shapes = (self._linears[name].weight.numel() for name in config.modules)
+            parameters -= sum(count // 2 for count in shapes)
+        model.config.save_pretrained(self._folder)
+        total = sum(entry["bytes"] for entry in entries)
+        layout = {name: entry["file"] for entry in entries for name in entry["names"]}
+        metadata = {"total_parameters": parameters, "total_size": total}
+        write_json(self._folder / INDEX, {"metadata": metadata, "weight_map": layout})
+
+    def _write(self, number: int, tensors: Mapping[str, Tensor | Stored]) -> Entry:
+        file = f"model-{number + 1:05d}-of-{len(self._blocks) + 1:05d}.safetensors"
+        kept: dict[str, Tensor | Stored] = dict(tensors)
+        packed, dense = [], {}
+        for name in self._linears if self._packed else ():
+            if f"{name}.weight" in kept and name not in self._reasons:
+                try:
+                    values, meta = self._pack(name, kept[f"{name}.weight"])
+                except ValueError as reason:
+                    dense[name] = str(reason)
+                else:
+                    kept[f"{name}.weight"], kept[f"{name}.meta"] = values, meta
+                    packed.append(name)
+        size = write_shard(self._folder / file, kept)
+        return {"file": file, "bytes": size, "names": list(kept), "packed": packed, "dense": dense}
+
+    def _pack(self, name: str, weight: Tensor | Stored) -> tuple[Tensor, Tensor]:
+        turned = isinstance(self._linears[name], Conv1D)
+        if isinstance(weight, Stored):
+            if not turned:
+                pack(weight.read(LOOKED_AT))
+            weight = weight.read()
+        return pack((weight.T if turned else weight).cpu())
+
+    def _quantization_config(self, entries: list[Entry]) -> WandaExtConfig:
+        """As swap_linears would have it. Raises ValueError where nothing could be packed."""
+        outcome = {name: reason for entry in entries for name, reason in entry["dense"].items()}
+        outcome |= dict.fromkeys((name for entry in entries for name in entry["packed"]), PACKED)
+        outcome = {name: self._reasons.get(name) or outcome[name] for name in self._linears}
+        packed = [name for name, what in outcome.items() if what == PACKED]
+        if not packed:
+            shown = "; ".join(f"{name}: {reason}" for name, reason in list(outcome.items())[:3])
+            raise ValueError(f"no linear can be packed ({shown})")
+        turned = [name for name in packed if isinstance(self._linears[name], Conv1D)]
+        dense = {name: reason for name, reason in outcome.items() if reason != PACKED}
+        return WandaExtConfig(packed, turned, dense)
