@@ -93,7 +93,7 @@ struct Wgmma {
     all.mainloop.layout_a = Layouts::fill_layoutA(shape);
     all.mainloop.ptr_B = static_cast<const Element*>(problem.x);
     all.mainloop.dB = cute::make_stride(problem.ld_x, cute::_1{}, std::int64_t{0});
-    all.mainloop.ptr_E = reinterpret_cast<const typename Mainloop::ElementE*>(problem.meta);
+    all.mainloop.ptr_E = reinterpret_cast<decltype(all.mainloop.ptr_E)>(problem.meta);
     all.mainloop.layout_e = cute::make_layout(meta.shape(), meta_stride);
     all.epilogue.thread = {{}, {static_cast<const Element*>(problem.bias), Element(0), {}}, {}};
     all.epilogue.ptr_D = static_cast<Element*>(problem.y);
