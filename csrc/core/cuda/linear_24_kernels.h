@@ -10,8 +10,8 @@
 namespace wanda_ext {
 namespace cuda {
 
-// Checked before it reaches a kernel: m > 0, n > 0, k % 16 == 0, pointers on 16 bytes. Only the first
-// row of the first table must take k == 0.
+// Checked before it reaches a kernel: m > 0, n > 0, k % 16 == 0, pointers on 16 bytes. Only the
+// first row of the first table must take k == 0.
 struct Linear24Problem {
   std::int64_t m, n, k;
   const void* x;  // [m,k], rows ld_x elements apart
@@ -49,8 +49,8 @@ struct Linear24Kernels {
 // mma.sp, for every architecture from sm_80 on.
 extern const Linear24Kernels kMmaSpKernels;
 
-// wgmma by CUTLASS, for sm_90a alone. In Python a binary of its own, wanda_ext._C_sm90a, whose table
-// is handed over on import; elsewhere linked in where it was compiled (WANDA_EXT_WITH_SM90A).
+// wgmma by CUTLASS, for sm_90a alone. In Python a binary of its own, wanda_ext._C_sm90a, whose
+// table is handed over on import; elsewhere linked in where it was compiled (WANDA_EXT_WITH_SM90A).
 extern const Linear24Kernels kWgmmaKernels;
 
 // Adds a table that outlives the program's calls. Rows added later win where two serve equally.
