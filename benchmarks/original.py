@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from original_sparsegpt import Hessian, prune_sparsegpt_
+
 BLOCKS = {
     "llama": "model.layers",
     "mistral": "model.layers",
@@ -71,45 +73,80 @@ def prune_group_(weight: Tensor, scaler_row: Tensor, keep: int, group: int) -> N
     weight[mask] = 0
 
 
+def prune_variant_(weight: Tensor, scaler_row: Tensor, ratio: float) -> float:
+    """Row by row: scores up to alpha of the row's sum; alpha by bisection. Returns alpha.
+
+    Where even a row's lowest score is too much, the authors' index wraps to the row's highest score
+    and all of the row goes; here nothing of it goes.
+    """
+    metric = torch.abs(weight) * torch.sqrt(scaler_row.reshape(1, -1))
+    ordered = torch.sort(metric, dim=-1, stable=True)[0]
+    prefix, total = torch.cumsum(ordered, dim=1), metric.sum(dim=1)
+
+    def mask_at(alpha: float) -> Tensor:
+        mask = torch.zeros_like(metric) == 1
+        for row in range(len(metric)):
+            within = int((prefix[row] <= total[row] * alpha).sum())
+            if within:
+                mask[row] = metric[row] <= ordered[row, within - 1]
+        return mask
+
+    alpha, bounds = 0.4, [0.0, 0.8]
+    mask = mask_at(alpha)
+    while abs(mask.float().mean() - ratio) > 0.001 and bounds[1] - bounds[0] >= 0.001:
+        too_many = bool(mask.float().mean() > ratio)
+        bounds[int(too_many)], alpha = alpha, (alpha + bounds[1 - int(too_many)]) / 2
+        mask = mask_at(alpha)
+    weight[mask] = 0
+    return alpha
+
+
 @torch.no_grad()
 def prune(
-    model: nn.Module, sequences: Sequence[dict[str, Tensor]], sparsity: float | tuple[int, int]
-) -> dict[str, Statistic]:
+    model: nn.Module,
+    sequences: Sequence[dict[str, Tensor]],
+    sparsity: float | tuple[int, int],
+    method: str = "wanda",
+) -> dict[str, Statistic | Hessian]:
     """Prunes the model's decoder blocks in place; returns each linear's statistic.
 
     sequences: batches of one, each for model(**sequence); attention_mask keeps padding out.
-    sparsity: a ratio, or (keep, group).
+    sparsity: a ratio, or (keep, group). method: "wanda" or "sparsegpt".
     """
     path = BLOCKS[model.config.model_type]
     layers = model.get_submodule(path)
     inputs, others = _first_block_inputs(model, layers, sequences)
-    statistics: dict[str, Statistic] = {}
+    statistics: dict[str, Statistic | Hessian] = {}
+    kind = Hessian if method == "sparsegpt" else Statistic
     for number, layer in enumerate(layers):
         linears = {
             name: module
             for name, module in layer.named_modules()
             if isinstance(module, (nn.Linear, Conv1D))
         }
-        collected = _collect(layer, linears, inputs, others, sequences)
+        collected = _collect(kind, layer, linears, inputs, others, sequences)
         for name, module in linears.items():
-            weight, scaler_row = _as_rows(module), collected[name].scaler_row
-            if isinstance(sparsity, tuple):
-                prune_group_(weight, scaler_row, *sparsity)
+            weight, found = _as_rows(module), collected[name]
+            if isinstance(found, Hessian):
+                prune_sparsegpt_(weight, found.matrix, sparsity)
+            elif isinstance(sparsity, tuple):
+                prune_group_(weight, found.scaler_row, *sparsity)
             else:
-                prune_unstructured_(weight, scaler_row, sparsity)
+                prune_unstructured_(weight, found.scaler_row, sparsity)
             statistics[f"{path}.{number}.{name}"] = collected[name]
         inputs = [_run(layer, inputs[j], others[j]) for j in range(len(sequences))]
     return statistics
 
 
 def _collect(
+    kind: type[Statistic] | type[Hessian],
     layer: nn.Module,
     linears: dict[str, nn.Module],
     inputs: list[Tensor],
     others: list[tuple[tuple, dict]],
     sequences: Sequence[dict[str, Tensor]],
-) -> dict[str, Statistic]:
-    collected = {name: Statistic(_as_rows(module).shape[1]) for name, module in linears.items()}
+) -> dict[str, Statistic | Hessian]:
+    collected = {name: kind(_as_rows(module).shape[1]) for name, module in linears.items()}
     keep: Tensor | None = None
 
     def hook(name: str) -> Callable[..., None]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from models import CONTEXT, tiny_model, tiny_tokenizer
+from models import tiny_model, tiny_tokenizer
 
 import wanda_ext
 from wanda_ext import bench, cli, demo
@@ -104,16 +104,6 @@ def test_inspect_finds_damage(
     capsys.readouterr()
     assert cli.main(["inspect", str(tmp_path / "out"), "--verify"]) == 1
     assert "model.layers.1.mlp.up_proj" in one_line(capsys)
-
-
-def test_eval_is_perplexity(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    text = saved.parent / "text.txt"
-    assert cli.main(["eval", str(saved), "--data", str(text)]) == 0
-    printed = capsys.readouterr().out
-    ids = torch.tensor(tiny_tokenizer()(text.read_text()).input_ids)
-    expected = wanda_ext.perplexity(tiny_model(), ids, CONTEXT)
-    assert printed.startswith(f"perplexity {expected:.4f} ")
-    assert f"{ids.numel() // CONTEXT} windows of {CONTEXT} tokens" in printed
 
 
 def test_bench_tunes_what_it_is_told(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,10 @@ import torch
 import transformers
 from models import tiny_model, tiny_tokenizer
 
-from wanda_ext import cli, shards
+import wanda_ext
+from wanda_ext import cli, page, shards
+from wanda_ext.page_commands import reproduce_command
+from wanda_ext.report import PruneReport
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +101,86 @@ def test_processes_do_not_share_what_is_in_memory(
     assert prune(saved, tmp_path / "out", "--in-memory") == 1
     assert "only where it goes block by block" in one_line(capsys)
     assert list(tmp_path.iterdir()) == []
+
+
+def report_of(out: Path) -> PruneReport:
+    return PruneReport.load(out / "report.json")
+
+
+@pytest.mark.parametrize("memory", [False, True])
+def test_a_report_and_its_page_lie_beside_the_model(
+    saved: Path, tmp_path: Path, memory: bool
+) -> None:
+    out = tmp_path / "out"
+    words = ["--in-memory"] if memory else []
+    assert prune(saved, out, "--packed", *words) == 0
+    report = report_of(out)
+    assert (out / "report.html").read_text(encoding="utf-8") == page.html(report)
+    nbytes = sum(file.stat().st_size for file in out.glob("*.safetensors"))
+    assert report.saved == {"directory": str(out), "packed": True, "bytes": nbytes}
+    assert report.gate == report.repair == {}
+    assert {"calibration", "blocks"} <= report.timings.keys()
+    assert {row["path"] for row in report.kernels} == {"cpu"}
+    words = shlex.split(reproduce_command(report))[1:]
+    words[words.index("--out") + 1] = str(tmp_path / "again")
+    assert cli.main(words) == 0
+    again = weights(tmp_path / "again")
+    for name, parameter in weights(out).items():
+        assert torch.equal(parameter, again[name]), name
+
+
+def test_a_gate_that_fails_writes_nothing(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert prune(saved, tmp_path / "out", "--sparsity", "90%", "--gate", "1.0001") == 1
+    told = capsys.readouterr()
+    assert "pruning in memory, for --gate" in told.err
+    assert "wanda-ext: the gate does not hold: perplexity" in told.err
+    assert "gate fails" in told.out
+    assert list(tmp_path.iterdir()) == []
+    assert prune(saved, tmp_path / "out", "--gate", "0.5") == 1
+    assert "max_ratio is a perplexity" in one_line(capsys)
+
+
+def test_fallback_makes_the_gate_hold(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    words = ["--sparsity", "2:4", "--packed", "--gate", "1.001", "--fallback"]
+    assert prune(saved, out, *words) == 0
+    report = report_of(out)
+    restored = report.gate["restored"]
+    assert report.gate["passed"] and restored and "gate holds" in capsys.readouterr().out
+    config = json.loads((out / "config.json").read_text())["quantization_config"]
+    assert set(restored) <= set(config["dense"]) and not set(restored) & set(config["modules"])
+    dense = weights(saved)
+    model = transformers.AutoModelForCausalLM.from_pretrained(out)
+    for name in restored:
+        assert torch.equal(model.get_submodule(name).weight, dense[f"{name}.weight"])
+    text = (out / "report.html").read_text(encoding="utf-8")
+    assert all(f"<code>{name}</code>" in text for name in restored)
+    assert cli.main(["inspect", str(out), "--verify"]) == 0
+
+
+def test_what_cannot_be_packed_is_refused_before_work(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wanda_ext, "prune_model", lambda *_, **__: pytest.fail("pruned first"))
+    assert prune(saved, tmp_path / "out", "--sparsity", "4:8", "--packed", "--gate") == 1
+    assert "packs 2:4 linears" in one_line(capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_repair_comes_before_the_gate(saved: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert prune(saved, out, "--sparsity", "60%", "--repair", "--gate", "100") == 0
+    report = report_of(out)
+    assert [block["name"] for block in report.repair["blocks"]] == [
+        f"model.layers.{i}" for i in range(3)
+    ]
+    order = list(report.timings)
+    assert order.index("blocks") < order.index("repair") < order.index("gate")
+    assert prune(saved, tmp_path / "plain", "--sparsity", "60%", "--in-memory") == 0
+    name = "model.layers.1.mlp.up_proj.weight"
+    one, other = weights(out)[name], weights(tmp_path / "plain")[name]
+    assert torch.equal(one == 0, other == 0) and not torch.equal(one, other)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from models import changed, tiny_model, token_ids, weights_of
 
-from wanda_ext.methods import Magnitude
+from wanda_ext.methods import Magnitude, Wanda
 from wanda_ext.prune import PruneError, prune_model
 
 QUIET = {"swap": False, "progress": False}
@@ -94,7 +94,7 @@ def test_interrupt_leaves_whole_blocks(stop, run):
 
 def test_failure_in_a_method_restores_the_block():
     class Failing(Magnitude):
-        def prune_(self, weight, sparsity, input_norm, bad):
+        def prune_(self, weight, sparsity, inputs, bad):
             weight.zero_()
             if weight.shape == (64, 96) and len(runs) == 1:
                 raise OSError("disk on fire")
@@ -107,6 +107,37 @@ def test_failure_in_a_method_restores_the_block():
         prune_model(model, None, 0.5, method=Failing(), **QUIET)
     assert isinstance(caught.value.__cause__, OSError)
     assert_stopped_at_block_1(model, before, caught.value.report)
+
+
+def test_what_a_method_refuses_is_told_with_the_linear():
+    class Refusing(Magnitude):
+        def prune_(self, weight, sparsity, inputs, bad):
+            raise ValueError("not today")
+
+    model = tiny_model()
+    before = weights_of(model)
+    with pytest.raises(
+        PruneError, match=r"^model\.layers\.0: model\.layers\.0\.self_attn\.q_proj: not t"
+    ):
+        prune_model(model, None, 0.5, method=Refusing(), **QUIET)
+    assert changed(model, before) == []
+
+
+def test_scores_are_of_the_weights_before_the_prune():
+    class Doubling(Wanda):
+        def prune_(self, weight, sparsity, inputs, bad):
+            super().prune_(weight, sparsity, inputs, bad)
+            weight.mul_(2)
+
+    ours, theirs = (
+        prune_model(
+            tiny_model(), token_ids(), "2:4", method=method, ignore="*.layers.[12]", **QUIET
+        )
+        for method in (Wanda(), Doubling())
+    )
+    for one, two in zip(ours.pruned, theirs.pruned, strict=True):
+        assert (one.score_kept, one.score_lost) == (two.score_kept, two.score_lost)
+        assert one.score_lost > 0
 
 
 def test_model_that_cannot_be_captured():

@@ -32,6 +32,10 @@ TESTED_WITH = {  # modules whose tests are in another's file
     "_build_backend": "build",
     "demo_model": "demo",
     "demo_plot": "demo",
+    "page_commands": "page",
+    "page_plots": "page",
+    "page_style": "page",
+    "page_tables": "page",
     "writer": "stream",
 }
 MORE_TESTS = {  # not named after a module
@@ -43,6 +47,8 @@ MORE_TESTS = {  # not named after a module
     "test_gpu_linear_24",
     "test_house",
     "test_ops_errors",
+    "test_page_browser",
+    "test_sparsegpt",
 }
 
 

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from wanda_ext.experts import FEW_TOKENS, ExpertSlice, expert_slices
-from wanda_ext.inputs import InputStatistic, InputSums
+from wanda_ext.inputs import InputSums
+from wanda_ext.statistic import InputStatistic
 
 
 class Experts(nn.Module):
@@ -41,9 +42,9 @@ def test_experts_with_few_tokens_share_the_layers_mean():
     assert [s.tokens for s in (own, few, none)] == [FEW_TOKENS, FEW_TOKENS - 1, 0]
     assert [s.of_layer for s in (own, few, none)] == [False, True, True]
     square = hidden.double().square()
-    torch.testing.assert_close(own.sumsq, square[:FEW_TOKENS].sum(0))
-    torch.testing.assert_close(few.sumsq, square.mean(0) * (FEW_TOKENS - 1))
-    torch.testing.assert_close(none.sumsq, square.mean(0))
+    torch.testing.assert_close(own.sumsq, square[:FEW_TOKENS].sum(0), rtol=1e-6, atol=0)
+    torch.testing.assert_close(few.sumsq, square.mean(0) * (FEW_TOKENS - 1), rtol=1e-6, atol=0)
+    torch.testing.assert_close(none.sumsq, square.mean(0), rtol=1e-6, atol=0)
 
 
 def test_experts_that_are_never_called_are_absent():
@@ -121,16 +122,54 @@ def test_sums_of_other_processes_come_in_order():
     asked = []
 
     def share(own):
-        asked.append([sums["fc"].tokens for sums in own])
-        yield own[0]
-        yield {"fc": InputStatistic(torch.tensor([1e-20, 1.0], dtype=torch.float64), 7)}
-        yield own[1]
+        asked.append(own and own["fc"].tokens)
+        others = {"fc": InputStatistic(torch.tensor([1e-20, 1.0], dtype=torch.float64), 7)}
+        return [[others, own], [own], [others], []][len(asked) - 1]
 
     sums = InputSums({"fc": linear}, share)
     for rows in (3, 4):
         with sums.watching(None, ()):
             linear(torch.ones(rows, 2))
     found = sums.result()["fc"]
-    assert asked == [[3, 4]]
-    assert found.tokens == 14
-    assert found.sumsq.tolist() == [7.0, 8.0]
+    assert asked == [3, 4, None, None]
+    assert found.tokens == 21
+    assert found.sumsq.tolist() == [7.0, 9.0]
+
+
+def test_grams_are_shared_by_those_that_read_one_tensor():
+    linears = nn.ModuleDict({name: nn.Linear(4, 4) for name in "abcd"})
+    x, keep = torch.randn(2, 5, 4), torch.ones(2, 5, dtype=torch.bool)
+    keep[1, 3:] = False
+    sums = InputSums(linears, gram=True)
+    for number, mask in enumerate((None, keep)):
+        with sums.watching(mask, ()):
+            for name in "ab":
+                linears[name](x)
+            linears["c"](x if number else x + 1)  # of its own in one batch
+            linears["d"](x)
+            linears["d"](x)
+    found = sums.result()
+    rows = torch.cat([x.reshape(-1, 4), x[keep]])
+    assert found["a"] is found["b"]
+    torch.testing.assert_close(found["a"].gram, rows.t() @ rows)
+    torch.testing.assert_close(found["a"].gram.diagonal().double(), found["a"].sumsq)
+    torch.testing.assert_close(found["d"].gram, 2 * (rows.t() @ rows))
+    other = torch.cat([x.reshape(-1, 4) + 1, x[keep]])
+    torch.testing.assert_close(found["c"].gram, other.t() @ other)
+    without = InputSums(linears)
+    with without.watching(None, ()):
+        linears["a"](x)
+    assert without.result()["a"].gram is None
+
+
+def test_experts_with_few_tokens_share_the_layers_gram():
+    block = nn.ModuleDict({"experts": Experts()})
+    sums = InputSums(expert_slices(block), gram=True)
+    hidden, routes, weights = routed(FEW_TOKENS, 2, 0)
+    with sums.watching(None, ()):
+        block["experts"](hidden, routes, weights)
+    found = sums.result()
+    own, few, none = (found[f"experts.{e}.gate_up_proj"] for e in range(3))
+    torch.testing.assert_close(own.gram, hidden[:FEW_TOKENS].t() @ hidden[:FEW_TOKENS])
+    torch.testing.assert_close(few.gram, hidden.t() @ hidden)
+    assert few.gram is none.gram

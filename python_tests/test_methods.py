@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from models import changed, tiny_model, token_ids, weights_of
 
+import original
 from wanda_ext import reference
 from wanda_ext.methods import METHODS, Magnitude, Wanda, get_method
+from wanda_ext.prune import prune_model
 from wanda_ext.sparsity import NM, Sparsity, Unstructured
+from wanda_ext.statistic import InputStatistic
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -22,7 +26,8 @@ def random_norm() -> torch.Tensor:
 
 def pruned(method, weight, sparsity, norm=None):
     weight, bad = weight.clone(), torch.tensor([7], dtype=torch.int32)
-    method.prune_(weight, sparsity, norm, bad)
+    inputs = None if norm is None else InputStatistic(norm.double().square(), 1)
+    method.prune_(weight, sparsity, inputs, bad)
     return weight, int(bad)
 
 
@@ -43,7 +48,7 @@ def test_wanda_scores_by_weight_times_norm(dtype):
 
 
 def test_wanda_needs_a_norm():
-    with pytest.raises(TypeError, match="input_norm is None"):
+    with pytest.raises(TypeError, match="inputs is None"):
         pruned(Wanda(), random_weight(), NM(2, 4))
 
 
@@ -97,6 +102,52 @@ def test_magnitude_scopes():
         Magnitude("layer")
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("ratio", [0.3, 0.5, 0.6])
+def test_variant_searches_alpha_as_the_original(dtype, ratio):
+    generator = torch.Generator().manual_seed(3)
+    weight = torch.randn(96, 80, generator=generator).pow(3).to(dtype)
+    norm = torch.randn(80, generator=generator).exp()
+    expected = weight.clone()
+    original.prune_variant_(expected, norm.square(), ratio)
+    got, bad = pruned(Wanda(variant=True), weight, Unstructured(ratio), norm)
+    assert bad == -1
+    assert torch.equal(got, expected)
+    zeros = (got == 0).sum(1)
+    assert zeros.min() < zeros.max()  # rows differ
+    assert int(zeros.sum()) / got.numel() == pytest.approx(ratio, abs=0.001)
+
+
+def test_variant_keeps_rows_whose_lowest_score_is_too_much():
+    weight = torch.rand(64, 50, generator=torch.Generator().manual_seed(4)) + 0.001
+    weight[7], weight[7, 3] = 0.0, 5.0  # all there is lies in one weight
+    weight[9] = 0.0
+    got, _ = pruned(Wanda(variant=True), weight, Unstructured(0.5), torch.ones(50))
+    assert got[7].tolist() == weight[7].tolist()
+    few = torch.rand(1000, 2, generator=torch.Generator().manual_seed(5)) + 0.5
+    few[0] = 1.0
+    got, _ = pruned(Wanda(variant=True), few, Unstructured(0.3), torch.ones(2))
+    assert got[0].tolist() == [1.0, 1.0]  # of equal ones none goes alone
+
+
+def test_variant_refuses_what_it_cannot_do():
+    model = tiny_model()
+    before = weights_of(model)
+    with pytest.raises(
+        ValueError, match=r"^model\.layers\.0\.self_attn\.q_proj becomes 2:4, and W"
+    ):
+        prune_model(model, token_ids(), "2:4", method="wanda-variant", swap=False, progress=False)
+    assert changed(model, before) == []
+    for ratio in (0.0, 0.99):
+        with pytest.raises(ValueError, match="comes no nearer than"):
+            pruned(Wanda(variant=True), random_weight(), Unstructured(ratio), random_norm())
+    weight = random_weight()
+    weight[5, 3] = float("nan")
+    got, bad = pruned(Wanda(variant=True), weight, Unstructured(0.5), random_norm())
+    assert bad == 5
+    assert torch.equal(got.nan_to_num(), weight.nan_to_num())
+
+
 def test_sparsity_of_a_kind_no_method_knows():
     class Odd(Sparsity):
         keep_fraction = 0.5
@@ -110,10 +161,13 @@ def test_sparsity_of_a_kind_no_method_knows():
 
 def test_get_method():
     assert get_method("wanda") == Wanda()
+    assert get_method("wanda-variant") == Wanda(variant=True)
     assert get_method("magnitude") == Magnitude("matrix")
     assert get_method(Magnitude("row")) == Magnitude("row")
     assert all(get_method(name).name == name for name in METHODS)
-    with pytest.raises(ValueError, match="no method 'obd': pass one of wanda, magnitude"):
+    with pytest.raises(
+        ValueError, match="no method 'obd': pass one of wanda, wanda-variant, magnitude, sparsegpt"
+    ):
         get_method("obd")
     for wrong in (Wanda, 3, None):
         with pytest.raises(TypeError, match="a method object"):

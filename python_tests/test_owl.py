@@ -11,10 +11,10 @@ from models import assert_same_masks, changed, tiny_model, token_ids, weights_of
 from torch import nn
 
 from wanda_ext.blocks import find_blocks, linears_of
-from wanda_ext.inputs import InputStatistic
 from wanda_ext.owl import Outliers, count_outliers
 from wanda_ext.prune import PruneError, prune_model
 from wanda_ext.sparsity import Owl, Unstructured, parse_sparsity
+from wanda_ext.statistic import InputStatistic
 
 QUIET = {"swap": False, "progress": False}
 

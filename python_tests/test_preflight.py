@@ -40,6 +40,8 @@ def test_memory_is_two_blocks_and_the_states(src: Path, tmp_path: Path) -> None:
     assert base.memory == 2 * BLOCK + STATES + activations
     assert needs(src, tmp_path, in_files=True).memory == base.memory - STATES
     assert needs(src, tmp_path, ranks=2).memory == base.memory - STATES // 2
+    grams = 6 * 8 * 64**2 + 8 * 96**2 + 3 * 8 * 96**2
+    assert needs(src, tmp_path, gram=True).memory == base.memory + grams
 
 
 def test_disk_is_the_checkpoint_and_the_states(src: Path, tmp_path: Path) -> None:

@@ -43,15 +43,17 @@ def launch(folder: Path, processes: int, *arguments: str) -> subprocess.Complete
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["llama", "bloom"])
-def test_the_same_bits_as_one_process(family: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("family", "method"), [("llama", "sparsegpt"), ("bloom", "wanda")])
+def test_the_same_bits_as_one_process(family: str, method: str, tmp_path: Path) -> None:
     src = saved(tmp_path / "src", family)
-    for processes, options in ((1, {}), (2, {}), (3, {"states": "files", "packed": True})):
-        dst = tmp_path / str(processes)
+    for processes, own in ((1, {}), (2, {}), (3, {"states": "files", "packed": True})):
+        dst, options = tmp_path / str(processes), {"method": method, **own}
         result = launch(tmp_path, processes, str(src), str(dst), repr(options))
         assert result.returncode == 0, result.stderr
     assert_same_tensors(tmp_path / "1", tmp_path / "2")
-    packed = launch(tmp_path, 1, str(src), str(tmp_path / "packed"), "{'packed': True}")
+    packed = launch(
+        tmp_path, 1, str(src), str(tmp_path / "packed"), repr({**options, "states": "memory"})
+    )
     assert packed.returncode == 0, packed.stderr
     assert_same_tensors(tmp_path / "packed", tmp_path / "3")
     assert not list(tmp_path.glob(".*"))

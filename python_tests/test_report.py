@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import time
+
 import pytest
 
 from wanda_ext.report import LinearReport, PruneReport
@@ -47,6 +50,26 @@ def test_foreign_file(tmp_path, text):
     (tmp_path / "report.json").write_text(text)
     with pytest.raises(ValueError, match=r"report\.json is not a prune report"):
         PruneReport.load(tmp_path / "report.json")
+
+
+def test_reports_of_earlier_versions(tmp_path):
+    report = two_linears()
+    report.save(tmp_path / "report.json")
+    data = json.loads((tmp_path / "report.json").read_text())
+    for new in ("timings", "saved", "kernels", "repair", "gate"):
+        del data[new]
+    (tmp_path / "report.json").write_text(json.dumps(data))
+    assert PruneReport.load(tmp_path / "report.json") == report
+
+
+def test_phases_add_up():
+    report = PruneReport()
+    for _ in range(2):
+        with report.timed("blocks"):
+            time.sleep(0.01)
+    with pytest.raises(ValueError, match="stop"), report.timed("gate"):
+        raise ValueError("stop")
+    assert report.timings.keys() == {"blocks", "gate"} and report.timings["blocks"] >= 0.02
 
 
 def test_totals_count_pruned_linears_only():

@@ -39,21 +39,27 @@ from wanda_ext.checkpoint import save_pretrained, swap_linears, unswap_linears
 from wanda_ext.convert import convert
 from wanda_ext.evaluate import perplexity
 from wanda_ext.explain import explain
+from wanda_ext.gate import GateReport, gate
 from wanda_ext.linear import SparseLinear24
+from wanda_ext.masks import hold_masks
 from wanda_ext.methods.magnitude import Magnitude
+from wanda_ext.methods.sparsegpt import SparseGPT
 from wanda_ext.methods.wanda import Wanda
 from wanda_ext.prune import PruneError, prune_model
 from wanda_ext.report import PruneReport
 from wanda_ext.sparsity import NM, Owl, Sparsity, Unstructured
 from wanda_ext.stream import prune_checkpoint
+from wanda_ext.tasks import evaluate_tasks
 from wanda_ext.verify import verify
 
 __all__ = [
     "NM",
+    "GateReport",
     "Magnitude",
     "Owl",
     "PruneError",
     "PruneReport",
+    "SparseGPT",
     "SparseLinear24",
     "Sparsity",
     "Unstructured",
@@ -62,7 +68,10 @@ __all__ = [
     "bench",
     "build_info",
     "convert",
+    "evaluate_tasks",
     "explain",
+    "gate",
+    "hold_masks",
     "ops",
     "perplexity",
     "prune_checkpoint",

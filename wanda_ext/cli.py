@@ -16,15 +16,13 @@ import torch
 import transformers
 
 import wanda_ext
-from wanda_ext.blocks import context_of
-from wanda_ext.calibration import MAX_SEQLEN
-from wanda_ext.cli_prune import add_model, add_prune, load, named
+from wanda_ext.cli_eval import add_eval
+from wanda_ext.cli_prune import add_prune, named
 from wanda_ext.dispatch_table import BUCKETS
 from wanda_ext.dispatch_table import DTYPES as TIMED_DTYPES
-from wanda_ext.evaluate import evaluation_text
 from wanda_ext.inspection import inspect_checkpoint
+from wanda_ext.page import REPORT
 from wanda_ext.report import PruneReport
-from wanda_ext.run import REPORT
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,19 +47,6 @@ def _say_error(message: str, error: BaseException) -> None:
 
 
 # --- The commands --------------------------------------------------------------------------------
-
-
-def _eval(arguments: argparse.Namespace) -> None:
-    text = evaluation_text(arguments.data)
-    model, tokenizer = load(arguments)
-    if arguments.device is not None:
-        model.to(arguments.device)
-    context = context_of(model) or MAX_SEQLEN
-    seqlen = min(MAX_SEQLEN, context) if arguments.seqlen is None else arguments.seqlen
-    ids = torch.tensor(tokenizer(text, verbose=False).input_ids)
-    value = wanda_ext.perplexity(model, ids, seqlen)
-    windows = ids.numel() // seqlen
-    print(f"perplexity {value:.4f}  ({arguments.data}, {windows} windows of {seqlen} tokens)")
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
@@ -112,14 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=wanda_ext.__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_prune(commands)
-
-    evaluate = commands.add_parser("eval", help="measure perplexity")
-    add_model(evaluate)
-    evaluate.add_argument(
-        "--data", default="wikitext2", help="builtin, wikitext2 or a text file (%(default)s)"
-    )
-    evaluate.add_argument("--seqlen", type=int, help="tokens a window (2048, or the context)")
-    evaluate.set_defaults(run=_eval)
+    add_eval(commands)
 
     inspect = commands.add_parser("inspect", help="sparsity, pattern and bytes of every linear")
     inspect.add_argument("directory", metavar="DIR", help="a saved model")

@@ -7,6 +7,8 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,12 +16,15 @@ import transformers
 
 import wanda_ext
 from wanda_ext.directory import new_directory
+from wanda_ext.gate import MAX_RATIO, check_ratio
 from wanda_ext.meta_model import NamesError
 from wanda_ext.methods import METHODS
+from wanda_ext.page import note_saved
+from wanda_ext.plan import check_packable, plan_blocks
 from wanda_ext.ranks import launched
 from wanda_ext.reader import holds_safetensors
+from wanda_ext.repair import repair
 from wanda_ext.report import PruneReport
-from wanda_ext.run import REPORT
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 SHARED = (  # arguments of prune_model and of prune_checkpoint
@@ -54,6 +59,25 @@ def add_prune(commands: Any) -> None:
     prune.add_argument("--blocks", help="dotted path of the decoder blocks, where not found")
     prune.add_argument("--packed", action="store_true", help="save 2:4 linears packed")
     prune.add_argument(
+        "--repair",
+        action="store_true",
+        help="retrain the kept weights block by block on the same text; implies --in-memory",
+    )
+    prune.add_argument(
+        "--gate",
+        type=float,
+        nargs="?",
+        const=MAX_RATIO,
+        metavar="RATIO",
+        help="write nothing and exit with 1 unless perplexity on held-out text of --calib is at "
+        f"most RATIO times the dense model's ({MAX_RATIO}); implies --in-memory",
+    )
+    prune.add_argument(
+        "--fallback",
+        action="store_true",
+        help="leave the worst linears dense, as few as the gate needs to hold; implies --gate",
+    )
+    prune.add_argument(
         "--in-memory",
         action="store_true",
         help="load the whole model; a directory of safetensors is else pruned block by block",
@@ -80,14 +104,14 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default="auto", choices=DTYPES, help="of weights (%(default)s)")
 
 
-def load(arguments: argparse.Namespace, trust: bool = False) -> tuple[Any, Any]:
-    """The model and its tokenizer. trust: whether code that came with it may run."""
+def load(arguments: argparse.Namespace, trust: bool = False, **options: Any) -> tuple[Any, Any]:
+    """The model, loaded with `options`, and its tokenizer. trust: whether its own code may run."""
     name = arguments.model
     code = {"trust_remote_code": True} if trust else {}
     with named(name):
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, **code)
         auto = transformers.AutoModelForCausalLM
-        model = auto.from_pretrained(name, dtype=arguments.dtype, **code)
+        model = auto.from_pretrained(name, dtype=arguments.dtype, **code, **options)
     return model, tokenizer
 
 
@@ -104,6 +128,14 @@ def named(name: str) -> Iterator[None]:
 
 def _prune(arguments: argparse.Namespace) -> None:
     how = "in memory"
+    if arguments.fallback and arguments.gate is None:
+        arguments.gate = MAX_RATIO
+    if arguments.gate is not None:
+        check_ratio(arguments.gate)
+    needs_dense = arguments.repair or arguments.gate is not None
+    if needs_dense and not arguments.in_memory:
+        print("pruning in memory, for --gate and --repair need both models there", file=sys.stderr)
+        arguments.in_memory = True
     if not arguments.in_memory and holds_safetensors(arguments.model):
         try:
             report, how = _prune_files(arguments), "block by block"
@@ -139,14 +171,51 @@ def _prune_in_memory(arguments: argparse.Namespace) -> PruneReport:
             "several processes can share a prune only where it goes block by block, from a "
             "directory of safetensors: start one"
         )
+    packed, options = arguments.packed, _prune_options(arguments)
     with new_directory(arguments.out) as fresh:  # refuses the name now, not after hours of work
         model, tokenizer = load(arguments, arguments.trust_remote_code)
-        report = wanda_ext.prune_model(
-            model, tokenizer=tokenizer, swap=arguments.packed, **_prune_options(arguments)
-        )
-        wanda_ext.save_pretrained(model, fresh, packed=arguments.packed, tokenizer=tokenizer)
-        report.save(fresh / REPORT)
+        compared = arguments.repair or arguments.gate is not None
+        if compared and packed:  # what prune_model would refuse if it were to pack
+            given = (options[word] for word in ("sparsity", "ignore", "blocks"))
+            check_packable(model, plan_blocks(model, *given))
+        swap = packed and not compared
+        report = wanda_ext.prune_model(model, tokenizer=tokenizer, swap=swap, **options)
+        if compared:
+            _compare(arguments, model, tokenizer, report)
+        with report.timed("saving"):
+            wanda_ext.save_pretrained(model, fresh, packed=packed, tokenizer=tokenizer)
+        if compared and packed:
+            report.swap = "saved packed: every linear that is 2:4 and can be"
+        note_saved(report, fresh, Path(arguments.out).resolve(), packed)
     return report
+
+
+def _compare(
+    arguments: argparse.Namespace, model: Any, tokenizer: Any, report: PruneReport
+) -> None:
+    """What needs the dense model beside the pruned one: the repair, then the gate."""
+    dense, _ = load(arguments, arguments.trust_remote_code)
+    words = ("nsamples", "seqlen", "seed", "batch_size", "device", "blocks")
+    options = {"tokenizer": tokenizer, **{word: getattr(arguments, word) for word in words}}
+    if arguments.repair:
+        with report.timed("repair"):
+            repaired = repair(model, dense, arguments.calib, **options)
+        report.repair = asdict(repaired)
+        print(repaired)
+    if arguments.gate is not None:
+        ratio, fallback = arguments.gate, arguments.fallback
+        with report.timed("gate"):
+            found = wanda_ext.gate(
+                model,
+                dense,
+                arguments.calib,
+                max_ratio=ratio,
+                fallback=fallback,
+                report=report,
+                **options,
+            )
+        print(found)
+        found.raise_if_failed()
 
 
 def _prune_options(arguments: argparse.Namespace) -> dict[str, Any]:

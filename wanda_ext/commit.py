@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
@@ -10,15 +10,15 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from wanda_ext.blocks import dense_weight, weight_of, weight_shape
-from wanda_ext.inputs import InputStatistic, kernel_device
+from wanda_ext.blocks import dense_weight, is_transposed, weight_of, weight_shape
+from wanda_ext.inputs import kernel_device
 from wanda_ext.interrupt import step
 from wanda_ext.methods import Method
-from wanda_ext.plan import PlannedBlock, PlannedLinear
+from wanda_ext.plan import PlannedBlock, PlannedLinear, targets_of
 from wanda_ext.report import LinearReport
+from wanda_ext.statistic import InputStatistic
 
 SCORED_AT_ONCE = 1 << 20  # weights, so that the temporary stays in the cache
-PRUNING_OPS = ("prune_rows_", "prune_nm_")
 
 
 @dataclass
@@ -39,7 +39,7 @@ def pruned_block(
 
     `found` has the input statistics by name in the block, in running order; None: the method needs
     none. A linear without one was never called and stays. Raises ValueError, naming the linear, for
-    NaN or infinity in its weight or inputs.
+    NaN or infinity in its weight or inputs, and for what the method refuses.
     """
     targets = block.targets
     if found is not None:
@@ -49,8 +49,8 @@ def pruned_block(
     saved = [weight.clone() for weight in weights]
     try:
         pruned = {
-            name: _prune(linear, method, found[name].norm if found is not None else None)
-            for name, linear in targets.items()
+            name: _prune(targets[name], method, None if found is None else found[name], copy)
+            for name, copy in zip(targets, saved, strict=True)
         }
         _check_scored(targets, pruned)
         yield [
@@ -63,37 +63,57 @@ def pruned_block(
         raise
 
 
-def _prune(linear: PlannedLinear, method: Method, norm: Tensor | None) -> _Pruned:
+def check_method(method: Method, plan: Iterable[PlannedBlock]) -> None:
+    """Raises ValueError, naming the linear, where the method cannot prune to what is planned."""
+    for linear in targets_of(plan):
+        if linear.sparsity is not None:
+            method.check(linear.name, linear.sparsity)
+
+
+def _prune(
+    linear: PlannedLinear, method: Method, inputs: InputStatistic | None, before: Tensor
+) -> _Pruned:
+    """before: a copy of the weight as the module stores it."""
     assert linear.sparsity is not None
     step()
     home = weight_of(linear.module).device
     device = home
-    for op in PRUNING_OPS:
+    for op in method.kernels:
         device = kernel_device(op, device)
     with dense_weight(linear.module, device) as weight:
-        norm = None if norm is None else norm.to(device)
         bad = torch.full((1,), -1, dtype=torch.int32, device=device)
-        before = _score(weight, norm)
         _synchronize(device)
         start = perf_counter()
-        method.prune_(weight, linear.sparsity, norm, bad)
+        try:
+            method.prune_(weight, linear.sparsity, inputs, bad)
+        except ValueError as error:
+            raise ValueError(f"{linear.name}: {error}") from error
         _synchronize(device)
         seconds = perf_counter() - start
         zeros = (weight.numel() - weight.count_nonzero()).double()
-        numbers = torch.stack([_score(weight, norm), before, zeros])
+        before = before.t() if is_transposed(linear.module) else before
+        norm = None if inputs is None else inputs.norm
+        numbers = torch.stack([*_scores(before, weight, norm), zeros])
     path = device.type if device == home else f"{home.type} via {device.type}"
     return _Pruned(bad, numbers, seconds, path)
 
 
-def _score(weight: Tensor, norm: Tensor | None) -> Tensor:
-    """The sum of S = |W| * input_norm, float64.
+def _scores(before: Tensor, after: Tensor, norm: Tensor | None) -> Tensor:
+    """The sums of S = |W| * input_norm before the prune: where weights stay, and everywhere.
 
-    Shapes: weight [n, k]; input_norm [k] float32 -> [].
+    A method may change what stays, so that S afterwards would not tell what was lost.
+
+    Shapes: before, after [n, k]; input_norm [k] float32 -> [2] float64.
     """
-    norm = weight.new_ones(weight.shape[1], dtype=torch.float32) if norm is None else norm
-    parts = torch.split(weight, max(1, SCORED_AT_ONCE // weight.shape[1]))
-    sums = [(rows.abs().float() @ norm).sum(dtype=torch.float64) for rows in parts]
-    return torch.stack(sums).sum()
+    ones = after.new_ones(after.shape[1], dtype=torch.float32)
+    norm = ones if norm is None else norm.to(after.device)
+    at_once = max(1, SCORED_AT_ONCE // after.shape[1])
+    sums = after.new_zeros(2, dtype=torch.float64)
+    for was, now in zip(torch.split(before, at_once), torch.split(after, at_once), strict=True):
+        score = was.to(after.device).abs().float()
+        both = torch.stack([torch.where(now != 0, score, 0.0) @ norm, score @ norm])
+        sums += both.sum(dim=1, dtype=torch.float64)
+    return sums
 
 
 def _synchronize(device: torch.device) -> None:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import platform
+import re
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from wanda_ext.blocks import context_of, in_eval_mode
+from wanda_ext.calibration import MAX_SEQLEN
 
 WIKITEXT2 = ("Salesforce/wikitext", "wikitext-2-raw-v1")
 
@@ -20,8 +26,9 @@ def perplexity(model: nn.Module, ids: Tensor, seqlen: int) -> float:
         ppl = exp(1/w * sum over windows of mean over t < seqlen-1 of -log p(ids[t+1] | ids[..t]))
 
     This is the reference protocol (locuslab/wanda, lib/eval.py): one tokenized text, w = tokens //
-    seqlen windows, the tail dropped, no overlap, logits taken as fp32. The figure depends on the
-    tokenizer and on `seqlen`: quote both with it.
+    seqlen windows, the tail dropped, no overlap, logits taken as fp32. The reference multiplies
+    each window's mean, which is over seqlen-1 targets, by seqlen, and divides the sum by w*seqlen:
+    the same. The figure depends on the tokenizer and on `seqlen`: quote both with it.
 
     Shapes: ids [tokens] or [1, tokens], any integer dtype, on any device.
     Raises: TypeError / ValueError for ids that are not such a tensor, hold less than one window or
@@ -56,28 +63,107 @@ def perplexity(model: nn.Module, ids: Tensor, seqlen: int) -> float:
     return math.exp(total / windows)
 
 
-def evaluation_text(data: str) -> str:
+@dataclass(frozen=True)
+class EvaluationText:
+    """A text, and what tells it from others of the same name."""
+
+    data: str  # the name it was asked for by
+    dataset: str  # what that is
+    revision: str  # "commit ..." of the Hub, "CPython ..." or "sha256 ..." of the file
+    text: str
+
+
+def evaluation_text(data: str) -> EvaluationText:
     """The text named by `data`: "builtin", "wikitext2" (its test part) or the path of a text file.
 
     "builtin" is `pydoc_data.topics`, which ships with CPython and differs between its versions.
-    Raises: ValueError for anything else.
+    "wikitext2" is downloaded from the Hub once, its lines joined by two newlines.
+    Raises: ValueError for anything else; OSError where the Hub cannot be reached.
     """
     if data == "builtin":
         from pydoc_data.topics import topics
 
-        return "\n\n".join(topics.values())
+        revision = f"{platform.python_implementation()} {platform.python_version()}"
+        return EvaluationText(data, "pydoc_data.topics", revision, "\n\n".join(topics.values()))
     if data == "wikitext2":
         import datasets
 
         rows = datasets.load_dataset(*WIKITEXT2, split="test")
-        return "\n\n".join(rows["text"])
+        text = "\n\n".join(rows["text"])
+        return EvaluationText(data, " ".join((*WIKITEXT2, "test")), _commit_of(rows), text)
     path = Path(data)
     if not path.is_file():
         raise ValueError(f"data: expected 'builtin', 'wikitext2' or a text file, got {data!r}")
+    content = path.read_bytes()
     try:
-        return path.read_text(encoding="utf-8")
+        text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"data: {data} is not UTF-8 text ({error})") from error
+    return EvaluationText(data, path.name, f"sha256 {hashlib.sha256(content).hexdigest()}", text)
+
+
+def _commit_of(rows: Any) -> str:
+    """The commit of a dataset from the Hub: `datasets` names the folder of its cache after it."""
+    names = [Path(file["filename"]).parent.name for file in rows.cache_files]
+    commit = next((name for name in names if re.fullmatch("[0-9a-f]{40}", name)), None)
+    return "not told by datasets" if commit is None else f"commit {commit}"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A perplexity and all that it depends on. str() is what `wanda-ext eval` prints."""
+
+    perplexity: float
+    data: str
+    dataset: str
+    revision: str
+    text_sha256: str  # of the text in UTF-8
+    tokenizer: str
+    tokens: int  # of the whole text
+    seqlen: int
+    windows: int
+    dtype: str  # of the weights
+    device: str
+
+    def __str__(self) -> str:
+        return "\n".join(
+            (
+                f"perplexity {self.perplexity:.4f}  ({self.data}, {self.windows} windows of "
+                f"{self.seqlen} tokens)",
+                f"text       {self.dataset}, {self.revision}; {self.tokens} tokens",
+                f"tokenizer  {self.tokenizer}",
+                f"model      {self.dtype} on {self.device}",
+            )
+        )
+
+
+def evaluate_text(
+    model: nn.Module, tokenizer: Any, text: EvaluationText, seqlen: int | None = None
+) -> Evaluation:
+    """`perplexity` of a model on a text, tokenized once and whole with its special tokens.
+
+    seqlen: tokens a window; None: 2048, or the model's context where that is shorter.
+    Raises: as `perplexity` does.
+    """
+    if seqlen is None:
+        seqlen = min(MAX_SEQLEN, context_of(model) or MAX_SEQLEN)
+    ids = torch.tensor(tokenizer(text.text, verbose=False).input_ids)
+    value = perplexity(model, ids, seqlen)
+    weight = model.get_input_embeddings().weight  # type: ignore[operator]
+    name = getattr(tokenizer, "name_or_path", "") or "unnamed"
+    return Evaluation(
+        perplexity=value,
+        data=text.data,
+        dataset=text.dataset,
+        revision=text.revision,
+        text_sha256=hashlib.sha256(text.text.encode()).hexdigest(),
+        tokenizer=f"{type(tokenizer).__name__} {name}, {len(tokenizer)} tokens",
+        tokens=ids.numel(),
+        seqlen=seqlen,
+        windows=ids.numel() // seqlen,
+        dtype=str(weight.dtype).removeprefix("torch."),
+        device=str(weight.device),
+    )
 
 
 def _checked_ids(ids: Tensor) -> Tensor:

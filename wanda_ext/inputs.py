@@ -1,10 +1,11 @@
-"""Sums of squares of what the linears and experts of a block read while it runs."""
+"""What the linears and experts of a block read while it runs, summed over the calibration data."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from typing import Any
 
 import torch
@@ -14,41 +15,28 @@ from wanda_ext import ops
 from wanda_ext.blocks import Linear
 from wanda_ext.capture import Stop
 from wanda_ext.experts import FEW_TOKENS, ExpertSlice, reads, tokens_read
-
-
-@dataclass
-class InputStatistic:
-    """sumsq [k] float64: the sum of squares of each input feature over `tokens` tokens."""
-
-    sumsq: Tensor
-    tokens: int
-    of_layer: bool = False  # a share of all experts' sum, because this one saw too few tokens
-
-    @property
-    def norm(self) -> Tensor:
-        """input_norm [k] float32."""
-        return self.sumsq.sqrt().float()
-
-    def add(self, other: InputStatistic) -> None:
-        self.sumsq += other.sumsq
-        self.tokens += other.tokens
-
+from wanda_ext.statistic import InputStatistic, gram_of
 
 BatchSums = dict[str, InputStatistic]  # by name in the block
-Share = Callable[[list[BatchSums]], Iterable[BatchSums]]  # this process's batches -> all, in order
+# This process's next batch, None where it has no more -> all processes' of this turn, in order; an
+# empty list where none has any.
+Share = Callable[[BatchSums | None], list[BatchSums]]
 
 
 class InputSums:
     """Collects the input statistics of one block, in passes over one batch each.
 
-    Each batch's sum starts from zero and is added in batch order; linears that read one tensor
-    share it.
+    Each batch's sum starts from zero and is added in batch order; linears that always read one
+    tensor share one statistic.
     """
 
-    def __init__(self, targets: Mapping[str, Linear], share: Share | None = None) -> None:
-        """targets: linears and slices of fused experts, by name in the block. share: see Share."""
-        self._share = share
-        self._own: list[BatchSums] = []
+    def __init__(
+        self, targets: Mapping[str, Linear], share: Share | None = None, gram: bool = False
+    ) -> None:
+        """targets: linears and slices of fused experts, by name in the block. share: see Share;
+        None: this process has all batches. gram: whether to sum x x^T too."""
+        self._share = share or _alone
+        self._gram = gram
         self._targets = targets
         self._linears = {n: t for n, t in targets.items() if not isinstance(t, ExpertSlice)}
         self._experts: dict[str, nn.Module] = {
@@ -97,15 +85,14 @@ class InputSums:
             self._seen = []
             for handle in handles:
                 handle.remove()
-        if self._share is None:
-            _add(self._sums, self._batch)
-        else:
-            self._own.append(self._batch)
+        for batch in self._share(self._batch):
+            _add(self._sums, batch)
 
     def result(self) -> dict[str, InputStatistic]:
         """The statistics of the targets that were called, by name, in running order."""
-        for batch in self._share(self._own) if self._share is not None else ():
-            _add(self._sums, batch)
+        while turn := self._share(None):
+            for batch in turn:
+                _add(self._sums, batch)
         found: dict[str, InputStatistic] = {}
         for name, statistic in self._sums.items():
             path = name.rsplit(".", 2)[0]
@@ -119,23 +106,24 @@ class InputSums:
         """The slices' statistics. An expert that saw few tokens has those of its layer's mean token
         instead, as many times: enough to rank its weights."""
         layers: dict[str, InputStatistic] = {}
-        for name, statistic in self._sums.items():
-            if name.rsplit(".", 2)[0] == path:
-                weight = name.rpartition(".")[2]
-                if weight not in layers:
-                    layers[weight] = InputStatistic(torch.zeros_like(statistic.sumsq), 0)
-                layers[weight].add(statistic)
         found = {}
         for name, target in self._targets.items():
             if isinstance(target, ExpertSlice) and target.owner is self._experts[path]:
-                layer = layers[target.parameter]
                 own = self._sums.get(name)
                 tokens = 0 if own is None else own.tokens
                 if own is None or tokens < FEW_TOKENS:
-                    share = max(tokens, 1) / layer.tokens
-                    own = InputStatistic(layer.sumsq * share, tokens, of_layer=True)
+                    if target.parameter not in layers:
+                        layers[target.parameter] = self._of_layer(path, target.parameter)
+                    layer = layers[target.parameter]
+                    sumsq = layer.sumsq * (max(tokens, 1) / layer.tokens)
+                    own = InputStatistic(sumsq, tokens, of_layer=True, gram=layer.gram)
                 found[name] = own
         return found
+
+    def _of_layer(self, path: str, weight: str) -> InputStatistic:
+        """Of all experts together."""
+        names = (name for name in self._sums if name.rsplit(".", 2)[::2] == [path, weight])
+        return reduce(add, map(self._sums.__getitem__, names))
 
     def _see_linear(self, name: str, args: tuple[Any, ...]) -> None:
         x = args[0]
@@ -145,7 +133,7 @@ class InputSums:
                 self._add(name, statistic)
                 return
         keep = self._keep_of(name, x.numel() // x.shape[-1])
-        statistic = _summed(x, None if keep is None else keep.reshape(x.shape[:-1]))
+        statistic = self._summed(x, None if keep is None else keep.reshape(x.shape[:-1]))
         self._seen.append((identity, x, statistic))
         self._add(name, statistic)
 
@@ -153,7 +141,7 @@ class InputSums:
         module = self._experts[name]
         keep = self._keep_of(name, tokens_read(module, args))
         for index, weight, rows in reads(module, args, None if keep is None else keep.flatten()):
-            self._add(f"{name}.{index}.{weight}", _summed(rows, None))
+            self._add(f"{name}.{index}.{weight}", self._summed(rows, None))
 
     def _keep_of(self, name: str, tokens: int) -> Tensor | None:
         if self._keep is not None and self._keep.numel() != tokens:
@@ -166,25 +154,32 @@ class InputSums:
     def _add(self, name: str, part: InputStatistic) -> None:
         _add(self._batch, {name: part})
 
+    def _summed(self, x: Tensor, keep: Tensor | None) -> InputStatistic:
+        """Shapes: x [..., k]; keep [...] bool -> sumsq [k], gram [k, k]."""
+        at = x.to(kernel_device("input_sumsq_", x.device))
+        sumsq = torch.zeros(x.shape[-1], dtype=torch.float64, device=at.device)
+        ops.input_sumsq_(sumsq, at, None if keep is None else keep.to(at.device))
+        tokens = x.numel() // x.shape[-1] if keep is None else int(keep.sum())
+        if not self._gram:
+            return InputStatistic(sumsq, tokens)
+        rows = x.reshape(-1, x.shape[-1])
+        rows = rows if keep is None else rows[keep.flatten().to(rows.device)]
+        return InputStatistic(sumsq, tokens, gram=gram_of(rows))
+
+
+def _alone(batch: BatchSums | None) -> list[BatchSums]:
+    return [] if batch is None else [batch]
+
 
 def _add(sums: BatchSums, batch: BatchSums) -> None:
+    """Adds a batch to the sums: those who share a statistic in both share their sum."""
+    joined: dict[tuple[int, int], InputStatistic] = {}
     for name, part in batch.items():
-        if name in sums:
-            sums[name].add(part)
-        else:
-            sums[name] = InputStatistic(part.sumsq.clone(), part.tokens)
-
-
-def _summed(x: Tensor, keep: Tensor | None) -> InputStatistic:
-    """Shapes: x [..., k]; keep [...] bool -> sumsq [k]."""
-    at = x.to(kernel_device("input_sumsq_", x.device))
-    sumsq = torch.zeros(x.shape[-1], dtype=torch.float64, device=at.device)
-    tokens = x.numel() // x.shape[-1]
-    if keep is not None:
-        tokens = int(keep.sum())
-        keep = keep.to(at.device)
-    ops.input_sumsq_(sumsq, at, keep)
-    return InputStatistic(sumsq, tokens)
+        before = sums.get(name)
+        both = (id(before), id(part))
+        if both not in joined:
+            joined[both] = part if before is None else before + part
+        sums[name] = joined[both]
 
 
 def kernel_device(op: str, device: torch.device) -> torch.device:

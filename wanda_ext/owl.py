@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from wanda_ext.blocks import Linear, dense_weight, weight_of
-from wanda_ext.inputs import InputStatistic
 from wanda_ext.interrupt import step
 from wanda_ext.plan import PlannedBlock
 from wanda_ext.sparsity import Owl, Unstructured
+from wanda_ext.statistic import InputStatistic
 from wanda_ext.walk import Walk
 
 ROWS_AT_ONCE = 512  # of a weight, so that its scores take little memory

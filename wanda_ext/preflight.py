@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from wanda_ext.blocks import weight_shape
 from wanda_ext.calibration import Batch
 from wanda_ext.plan import PlannedBlock
 from wanda_ext.skeleton import Skeleton
@@ -59,11 +60,13 @@ def needs_of(
     packed: bool,
     in_files: bool,
     ranks: int = 1,
+    gram: bool = False,
 ) -> Needs:
     """What this process will need beside what it has now; `folder` holds what is written already.
 
     Memory: at the start the embeddings with the first block, later two blocks; and the hidden
-    states. Disk: the checkpoint, and the states twice where they lie in files.
+    states. gram: whether the method reads the inputs' gram matrices, too. Disk: the checkpoint,
+    and the states twice where they lie in files.
     """
     sizes = {name: stored.nbytes for name, stored in skeleton.stored.items()}
     blocks = [sum(sizes[name] for name in skeleton.names(block.name)) for block in plan]
@@ -86,6 +89,8 @@ def needs_of(
         tokens = [batch["input_ids"].numel() for batch in batches]
         states = sum(tokens) * width
         memory += max(tokens) * width * ACTIVATIONS
+        if gram:
+            memory += max(_gram_bytes(block) for block in plan)
         if in_files:
             disk += 2 * states
         else:
@@ -97,6 +102,13 @@ def needs_of(
         free_memory=_free_memory(),
         free_disk=shutil.disk_usage(_existing(folder)).free,
     )
+
+
+def _gram_bytes(block: PlannedBlock) -> int:
+    """Of SparseGPT: a gram matrix and a factor in fp32 for each linear, as if none shared its
+    inputs, and three matrices in fp64 for the largest while it is factorised."""
+    columns = [weight_shape(linear.module)[1] for linear in block.targets.values()]
+    return sum(8 * k * k for k in columns) + 24 * max(columns, default=0) ** 2
 
 
 def _head_bytes(skeleton: Skeleton) -> int:

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from wanda_ext.blocks import check_prunable, context_of, preserved, vocab_size_of
 from wanda_ext.calibration import Batch, calibration_batches
-from wanda_ext.commit import pruned_block
+from wanda_ext.commit import check_method, pruned_block
 from wanda_ext.dispatch import check_tokens
 from wanda_ext.interrupt import held_back, step
 from wanda_ext.lockstep import start_walk
@@ -81,6 +81,7 @@ def prune_model(
     ignore = [ignore] if isinstance(ignore, str) else list(ignore)
     plan = plan_blocks(model, sparsity, ignore, blocks)
     at = None if device is None else usable_device(device)
+    check_method(method, plan)
     _check_options(model, plan, swap, tokens, at)
     report = PruneReport(versions=versions())
     report.block_weights = sum(p.numel() for block in plan for p in block.module.parameters())
@@ -100,10 +101,10 @@ def prune_model(
     }
     with _reported(report, model, at):
         batches = None
-        if method.needs_inputs or has_owl(plan):
+        if method.reads != "nothing" or has_owl(plan):
             report.status = "calibration"
             own_tokenizer = getattr(model, "name_or_path", "")
-            with preserved(model):
+            with preserved(model), report.timed("calibration"):
                 batches = calibration_batches(
                     calib,
                     tokenizer=own_tokenizer if tokenizer is None else tokenizer,
@@ -117,7 +118,8 @@ def prune_model(
         with held_back(), preserved(model):
             _prune_blocks(model, plan, method, batches, at, report, progress)
             report.status = "swap"
-            swap_pruned(model, plan, report, swap, tokens)
+            with report.timed("swap"):
+                swap_pruned(model, plan, report, swap, tokens)
     return report
 
 
@@ -140,17 +142,18 @@ def _prune_blocks(
             report.status = "capture"
             with closing(start_walk(model, blocks, batches, copies)) as dense:
                 plan = resolve_owl(plan, dense, _visits(plan, copies))
-        if batches is not None and method.needs_inputs:
+        if batches is not None and method.reads != "nothing":
             report.status = "capture"
-            walk = stack.enter_context(closing(start_walk(model, blocks, batches, copies)))
+            with report.timed("capture"):
+                walk = stack.enter_context(closing(start_walk(model, blocks, batches, copies)))
             report.runner = walk.runner
         visit = _visits(plan, copies)
         last = max(i for i, block in enumerate(plan) if block.targets)
         for i, block in enumerate(tqdm(plan, "pruning", unit="block", disable=not progress)):
             report.status = block.name
             modules = {name: linear.module for name, linear in block.targets.items()}
-            with visit(i):
-                found = walk.statistics(i, modules) if walk else None
+            with visit(i), report.timed("blocks"):
+                found = walk.statistics(i, modules, method.reads == "gram") if walk else None
                 with pruned_block(block, method, found) as lines:
                     if walk and i < last:
                         walk.advance(i)

@@ -7,7 +7,6 @@ the statistics, and prunes the same weights, bit for bit as one process does.
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from wanda_ext.inputs import BatchSums, InputStatistic
+from wanda_ext.inputs import BatchSums
 
 T = TypeVar("T")
 BACKEND = "gloo"  # sums are small, and lie in the host's memory
@@ -44,16 +43,17 @@ class Ranks:
             )
         return list(batches[self.rank :: self.count])
 
-    def share(self, own: list[BatchSums]) -> Iterator[BatchSums]:
-        """All ranks' batches in their order, from what this rank found in its own."""
-        plain = [
-            {name: (one.sumsq.cpu(), one.tokens) for name, one in sums.items()} for sums in own
-        ]
-        by_rank: list[Any] = [None] * self.count
-        dist.all_gather_object(by_rank, plain, group=self._group)
-        for turn in itertools.zip_longest(*by_rank, fillvalue={}):
-            for sums in turn:
-                yield {name: InputStatistic(*one) for name, one in sums.items()}
+    def share(self, own: BatchSums | None) -> list[BatchSums]:
+        """All ranks' next batches in their order, from what this one found in its own.
+
+        None: it has run all its batches. The list is empty when that is so for all ranks.
+        """
+        if own is not None:
+            at_home = {id(one): one.to("cpu") for one in own.values()}  # what is shared stays so
+            own = {name: at_home[id(one)] for name, one in own.items()}
+        by_rank: list[BatchSums | None] = [None] * self.count
+        dist.all_gather_object(by_rank, own, group=self._group)
+        return [sums for sums in by_rank if sums is not None]
 
     def at_first(self, call: Callable[[], T]) -> T:
         """What `call` gives on the first rank, which alone runs it; what it raises, all raise."""

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 HEADS = (  # of the table; `ms` is the selection's time, `us` what one call of each kind takes
@@ -56,6 +59,20 @@ class PruneReport:
     peak_memory: dict[str, int] = field(default_factory=dict)  # device -> bytes
     arguments: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    timings: dict[str, float] = field(default_factory=dict)  # phase -> seconds
+    saved: dict[str, Any] = field(default_factory=dict)  # how and where: see wanda_ext/page.py
+    kernels: list[dict[str, Any]] = field(default_factory=list)  # see wanda_ext/what_runs.py
+    repair: dict[str, Any] = field(default_factory=dict)  # a RepairReport, if there was a repair
+    gate: dict[str, Any] = field(default_factory=dict)  # a GateReport, if there was a gate
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """What happens inside is a part of this phase."""
+        start = perf_counter()
+        try:
+            yield
+        finally:
+            self.timings[phase] = self.timings.get(phase, 0.0) + perf_counter() - start
 
     @property
     def pruned(self) -> list[LinearReport]:

@@ -23,6 +23,7 @@ from wanda_ext.directory import sync_tree
 from wanda_ext.interrupt import step
 from wanda_ext.journal import Journal
 from wanda_ext.methods import Method
+from wanda_ext.page import REPORT, note_saved
 from wanda_ext.plan import PlannedBlock
 from wanda_ext.preflight import needs_of
 from wanda_ext.prune import versions
@@ -35,7 +36,6 @@ from wanda_ext.transfer import Copies
 from wanda_ext.walk import Walk
 from wanda_ext.writer import Entry, Output
 
-REPORT = "report.json"  # beside the model's files
 COMPLETE = "complete"  # the last step of the journal, after the blocks
 Arrivals = dict[str, Callable[[], Tensor]]
 
@@ -74,7 +74,7 @@ class Run:
         self._journal.ask({**arguments, **self._asked()})
         needs = needs_of(
             self._skeleton, self._plan, self._batches, self._journal.home, self._packed,
-            self._in_files, self._ranks.count,
+            self._in_files, self._ranks.count, self._method.reads == "gram",
         )  # fmt: skip
         if progress:
             print(f"wanda_ext: {needs}", file=sys.stderr)
@@ -97,7 +97,7 @@ class Run:
                 report.status = self._plan[i].name
                 assert arriving is not None
                 tensors = {name: arrive() for name, arrive in arriving.result().items()}
-                with self._skeleton.holding(tensors):
+                with self._skeleton.holding(tensors), report.timed("blocks"):
                     written: Future[Entry] | None = None
                     if i >= begun:
                         lines = self._prune(i, walk)
@@ -127,7 +127,7 @@ class Run:
             report.status = "complete"
             report.seconds = time.perf_counter() - self._start
             report.peak_memory = self._peak_memory()
-            report.save(journal.checkpoint / REPORT)
+            note_saved(report, journal.checkpoint, journal.final, self._packed)
             sync_tree(journal.checkpoint)
             journal.done(COMPLETE)
         journal.finish()
@@ -194,7 +194,8 @@ class Run:
     def _prune(self, index: int, walk: Walk | None) -> list[LinearReport]:
         block = self._plan[index]
         modules = {name: linear.module for name, linear in block.targets.items()}
-        found = None if walk is None else walk.statistics(index, modules)
+        gram = self._method.reads == "gram"
+        found = None if walk is None else walk.statistics(index, modules, gram)
         with pruned_block(block, self._method, found) as lines:
             return lines
 

@@ -17,6 +17,7 @@ import torch
 
 from wanda_ext.blocks import context_of, preserved, vocab_size_of
 from wanda_ext.calibration import calibration_batches
+from wanda_ext.commit import check_method
 from wanda_ext.convert import check_apart
 from wanda_ext.interrupt import held_back
 from wanda_ext.journal import Journal
@@ -80,6 +81,7 @@ def prune_checkpoint(
     ignore = [ignore] if isinstance(ignore, str) else list(ignore)
     plan = plan_blocks(skeleton.model, sparsity, ignore, blocks)
     skeleton.check_own([block.name for block in plan])
+    check_method(method, plan)
     if packed:
         check_packable(skeleton.model, plan)
     device = device_of_rank(device)
@@ -102,8 +104,8 @@ def prune_checkpoint(
         "states": states,
     }
     batches = None
-    if method.needs_inputs:
-        with preserved(skeleton.model):
+    if method.reads != "nothing":
+        with preserved(skeleton.model), report.timed("calibration"):
             batches = calibration_batches(
                 calib,
                 tokenizer=str(checkpoint.folder) if tokenizer is None else tokenizer,

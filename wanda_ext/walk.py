@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from wanda_ext.blocks import Block, Linear
 from wanda_ext.calibration import Batch
 from wanda_ext.capture import Call, Pool, capture, hidden_of, probe
-from wanda_ext.inputs import InputStatistic, InputSums, Share
+from wanda_ext.inputs import InputSums, Share
 from wanda_ext.interrupt import step
+from wanda_ext.statistic import InputStatistic
 from wanda_ext.transfer import Copies
 
 
@@ -64,16 +65,18 @@ class Walk:
             self._calls.append(calls)
 
     @torch.no_grad()
-    def statistics(self, index: int, targets: Mapping[str, Linear]) -> dict[str, InputStatistic]:
+    def statistics(
+        self, index: int, targets: Mapping[str, Linear], gram: bool = False
+    ) -> dict[str, InputStatistic]:
         """What enters the linears of block `index` over all batches, by name, in running order.
 
         `targets`: linears and slices of fused experts, by name in the block; one that is never
-        called is absent.
+        called is absent. gram: whether to sum x x^T too.
         """
         if not targets:
             return {}
         kind = type(self.blocks[index])
-        sums = InputSums(targets, self._share)
+        sums = InputSums(targets, self._share, gram)
         for j, (hidden, keep) in enumerate(zip(self._inputs(), self.keep, strict=True)):
             with sums.watching(keep, self._orders.get(kind, ())) as called:
                 self._run(index, j, hidden)
@@ -89,6 +92,18 @@ class Walk:
             self._calls[j][index] = None
             if called:
                 self._pass_on(index, j, out)
+
+    def output(self, index: int, j: int) -> Tensor | None:
+        """What leaves block `index`, as it is now, for batch j; None where the model skips it.
+
+        Differentiable where gradients are on. `hidden` stays, so that it can be asked again.
+        """
+        if self._calls[j][index] is None:
+            return None
+        hidden = self.hidden[j]
+        if self._copies is not None:
+            hidden = self._copies.bring(hidden)()
+        return hidden_of(self._names[index], self._run(index, j, hidden))
 
     def close(self) -> None:
         """Ends what a walk that is not walked to its end has under way."""

@@ -2,41 +2,63 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 import torch
 
 from wanda_ext.methods.magnitude import Magnitude
+from wanda_ext.methods.sparsegpt import SparseGPT
 from wanda_ext.methods.wanda import Wanda
 from wanda_ext.sparsity import Sparsity
+from wanda_ext.statistic import InputStatistic, Reads
 
-__all__ = ["METHODS", "Magnitude", "Method", "Wanda", "get_method"]
+__all__ = ["METHODS", "Magnitude", "Method", "SparseGPT", "Wanda", "get_method"]
 
 
 @runtime_checkable
 class Method(Protocol):
     """What prune_model needs of a method."""
 
-    name: str
-    needs_inputs: bool  # whether prune_ wants input_norm, and so calibration data
+    @property
+    def name(self) -> str:
+        """For reports."""
+
+    @property
+    def reads(self) -> Reads:
+        """What it wants to know of the inputs; more than "nothing" takes calibration data."""
+
+    @property
+    def kernels(self) -> tuple[str, ...]:
+        """The ops that it calls: a weight on a device that lacks one of them visits the CPU."""
+
+    def check(self, name: str, sparsity: Sparsity) -> None:
+        """Raises ValueError, naming the linear, for a sparsity that it cannot prune to."""
 
     def prune_(
         self,
         weight: torch.Tensor,
         sparsity: Sparsity,
-        input_norm: torch.Tensor | None,
+        inputs: InputStatistic | None,
         bad: torch.Tensor,
     ) -> None:
-        """Zeroes the chosen weights in place.
+        """Zeroes the chosen weights in place; may change the others to make up for them.
 
+        inputs has what `reads` says and may lie on another device; None where that is "nothing".
         `bad` receives the lowest row that holds a NaN or infinite score, or -1; the engine then
-        refuses the block.
+        refuses the block. A ValueError needs not name the linear: the engine does.
 
-        Shapes: weight [n, k], unit column stride; input_norm [k] float32; bad [1] int32.
+        Shapes: weight [n, k], unit column stride; bad [1] int32.
         """
 
 
-METHODS: dict[str, type[Method]] = {"wanda": Wanda, "magnitude": Magnitude}
+METHODS: dict[str, Callable[[], Method]] = {
+    "wanda": Wanda,
+    "wanda-variant": partial(Wanda, variant=True),
+    "magnitude": Magnitude,
+    "sparsegpt": SparseGPT,
+}
 
 
 def get_method(method: str | Method) -> Method:

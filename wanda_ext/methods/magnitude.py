@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
-from wanda_ext.methods.wanda import prune_by_score_
+from wanda_ext.methods.wanda import PRUNING_OPS, prune_by_score_
 from wanda_ext.sparsity import Sparsity, Unstructured
+from wanda_ext.statistic import InputStatistic, Reads
 
 
 @dataclass(frozen=True)
@@ -18,21 +20,25 @@ class Magnitude:
     """
 
     scope: str = "matrix"
-    name = "magnitude"
-    needs_inputs = False
+    name: ClassVar[str] = "magnitude"
+    reads: ClassVar[Reads] = "nothing"
+    kernels: ClassVar[tuple[str, ...]] = PRUNING_OPS
 
     def __post_init__(self) -> None:
         if self.scope not in ("matrix", "row"):
             raise ValueError(f"Magnitude's scope is 'matrix' or 'row', not {self.scope!r}")
 
+    def check(self, name: str, sparsity: Sparsity) -> None:
+        """Any will do."""
+
     def prune_(
         self,
         weight: torch.Tensor,
         sparsity: Sparsity,
-        input_norm: torch.Tensor | None,
+        inputs: InputStatistic | None,
         bad: torch.Tensor,
     ) -> None:
-        """Shapes: weight [n, k]; input_norm unused; bad [1] int32."""
+        """Shapes: weight [n, k]; inputs unused; bad [1] int32."""
         if self.scope == "matrix" and isinstance(sparsity, Unstructured):
             _prune_matrix_(weight, sparsity.n_prune(weight.numel()), bad)
         else:
@@ -51,11 +57,20 @@ def _prune_matrix_(weight: torch.Tensor, n_prune: int, bad: torch.Tensor) -> Non
         bad.copy_(bad_rows[:1])
         return
     bad.fill_(-1)
-    if n_prune:
-        magnitude = weight.abs().flatten()
-        threshold = magnitude.kthvalue(n_prune).values
-        pruned = magnitude < threshold
-        ties = (magnitude == threshold).nonzero().flatten()
-        pruned[ties[: n_prune - int(pruned.count_nonzero())]] = True
-        weight.masked_fill_(pruned.view_as(weight), 0.0)
+    weight.masked_fill_(lowest(weight.abs(), n_prune), 0.0)
     weight.add_(0.0)  # a kept -0.0 becomes +0.0, as in every op
+
+
+def lowest(score: torch.Tensor, count: int) -> torch.Tensor:
+    """Where the `count` lowest scores of a matrix are; of equal ones the first in row order.
+
+    Shapes: score [rows, columns], no NaN -> bool [rows, columns].
+    """
+    flat = score.flatten()
+    if count == 0:
+        return torch.zeros_like(score, dtype=torch.bool)
+    threshold = flat.kthvalue(count).values
+    found = flat < threshold
+    ties = (flat == threshold).nonzero().flatten()
+    found[ties[: count - int(found.count_nonzero())]] = True
+    return found.view_as(score)

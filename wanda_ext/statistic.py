@@ -1,0 +1,75 @@
+"""What methods know of a linear's inputs: sums over the tokens of its calibration data.
+
+A method names what it reads ("nothing", "norm" or "gram"); more is not collected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+TOKENS_AT_ONCE = 4096  # of a product, so that their fp32 copies take little memory
+
+Reads = Literal["nothing", "norm", "gram"]
+
+
+@dataclass(frozen=True, eq=False)
+class InputStatistic:
+    """Linears that read one tensor share one statistic, so it never changes.
+
+    sumsq [k] float64: the sum of squares of each input feature over `tokens` tokens. gram [k, k]
+    float32: the sum of x x^T over the same tokens, or None where the method does not read it. With
+    of_layer both are of all experts together, because this one saw too few tokens: sumsq cut to its
+    share, gram whole.
+    """
+
+    sumsq: Tensor
+    tokens: int
+    of_layer: bool = False
+    gram: Tensor | None = None
+
+    @property
+    def norm(self) -> Tensor:
+        """input_norm [k] float32."""
+        return self.sumsq.sqrt().float()
+
+    def to(self, device: torch.device | str) -> InputStatistic:
+        """On that device; the same object where it lies there."""
+        if self.sumsq.device == torch.device(device):
+            return self
+        gram = None if self.gram is None else self.gram.to(device)
+        return replace(self, sumsq=self.sumsq.to(device), gram=gram)
+
+    def __add__(self, other: InputStatistic) -> InputStatistic:
+        """Of the tokens of both."""
+        gram = None if self.gram is None or other.gram is None else self.gram + other.gram
+        return InputStatistic(self.sumsq + other.sumsq, self.tokens + other.tokens, gram=gram)
+
+
+def gram_of(rows: Tensor) -> Tensor:
+    """The sum of x x^T over the rows x: products and sums in fp32.
+
+    Shapes: rows [tokens, k] fp32, bf16 or fp16 -> [k, k] float32.
+    """
+    gram = torch.zeros(rows.shape[1], rows.shape[1], device=rows.device)
+    with full_precision():
+        for part in torch.split(rows, TOKENS_AT_ONCE):
+            part = part.float()
+            gram.addmm_(part.t(), part)
+    return gram
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """fp32 products are of fp32 inside, whatever the caller allows elsewhere (TF32, bf16)."""
+    allowed = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(allowed)
