@@ -13,6 +13,8 @@
 #   memcheck_linear_24, racecheck_linear_24                         and of test_linear_24
 #   tune_PART                          finds the fastest kernels, by which later stages run
 #   linear_24_PART, linear_24_cpp      linear_24 against dense and torch's own 2:4; every kernel
+#   test_bitmap, memcheck_bitmap, racecheck_bitmap                  the bitmap ops, likewise
+#   linear_bitmap_PART                 linear_bitmap against dense and linear_24
 #   decode_MODEL, prefill_MODEL        whole models, dense and packed
 #   rows, groups, pack, statistics, prune_pack, prune_model         pruning
 #
@@ -30,7 +32,9 @@ limit=480  # seconds of a stage
 results=$root/benchmarks/results
 parts=(7b 13b 70b 8b unfused)
 stages=(build test memcheck racecheck test_linear_24 memcheck_linear_24 racecheck_linear_24)
+stages+=(test_bitmap memcheck_bitmap racecheck_bitmap)
 stages+=("${parts[@]/#/tune_}" "${parts[@]/#/linear_24_}" cpp linear_24_cpp prune_pack)
+stages+=("${parts[@]/#/linear_bitmap_}")
 stages+=(decode_7b prefill_7b decode_8b prefill_8b rows groups pack statistics prune_model)
 export XDG_CACHE_HOME=$out/cache  # of the dispatch table: this run's own
 
@@ -40,10 +44,14 @@ reduced+=' or (sumsq and bfloat16 and 900) or bad_rows or graph'
 # Each kernel and splits of it, for few rows and for more than a tile.
 reduced_linear_24='every_kernel and 520x2064 and (m5 or m33 or m300)'
 
-# gpu_tests FILE COMMAND...: the tests of one file, or of all but linear_24's.
+# Every kernel shape, pieces of several CTAs, the surplus; both ways to load and store a tile.
+reduced_bitmap='random_shapes or (packs and (4097 or 592)) or (prunes and 4096)'
+
+# gpu_tests FILE COMMAND...: the tests of one file, or of all but those of the products.
 gpu_tests() {
   local tests=("$root/python_tests/$1")
-  [[ $1 == all ]] && tests=("$root/python_tests" --ignore "$root/python_tests/test_gpu_linear_24.py")
+  [[ $1 == all ]] && tests=("$root/python_tests" --ignore "$root/python_tests/test_gpu_linear_24.py"
+    --ignore "$root/python_tests/test_gpu_bitmap.py")
   (cd "$out" && PYTHONPATH=$out/site "${@:2}" -m pytest -c "$root/pyproject.toml" \
     --rootdir "$root" -p no:cacheprovider -q "${tests[@]}" -m gpu "${selection[@]}")
 }
@@ -77,6 +85,9 @@ stage_racecheck() { sanitize racecheck test_gpu.py "$reduced"; }
 stage_test_linear_24() { gpu_tests test_gpu_linear_24.py "$python"; }
 stage_memcheck_linear_24() { sanitize memcheck test_gpu_linear_24.py "$reduced_linear_24"; }
 stage_racecheck_linear_24() { sanitize racecheck test_gpu_linear_24.py "$reduced_linear_24"; }
+stage_test_bitmap() { gpu_tests test_gpu_bitmap.py "$python"; }
+stage_memcheck_bitmap() { sanitize memcheck test_gpu_bitmap.py "$reduced_bitmap"; }
+stage_racecheck_bitmap() { sanitize racecheck test_gpu_bitmap.py "$reduced_bitmap"; }
 stage_rows() { bench rows; }
 stage_groups() { bench groups; }
 stage_pack() { bench pack; }
@@ -129,6 +140,7 @@ inside() {
     tune_*) stage_tune "${1#tune_}" ;;
     linear_24_cpp) stage_linear_24_cpp ;;
     linear_24_*) benchmark bench_linear_24.py --part "${1#linear_24_}" ;;
+    linear_bitmap_*) benchmark bench_linear_bitmap.py --part "${1#linear_bitmap_}" ;;
     decode_* | prefill_*) benchmark bench_model.py --model "${1#*_}" --work "${1%_*}" ;;
     *) "stage_$1" ;;
   esac

@@ -59,6 +59,22 @@ def two_of_four(n: int, k: int, dtype: torch.dtype, kind: str, g: torch.Generato
     return weight.where(kept, -0.0).reshape(n, k)
 
 
+def bitmap_of_32(n: int, k: int, dtype: torch.dtype, kind: str, g: torch.Generator) -> Tensor:
+    """A weight [n, k] with at most 16 non-zeros in every 32 columns; the last few may be fewer."""
+    records = values((n, -(-k // 32), 32), dtype, kind, g)
+    kept = torch.rand(records.shape, generator=g).argsort(dim=2) < 16
+    return records.where(kept, -0.0).flatten(1)[:, :k].contiguous()
+
+
+def surplus_of(weight: Tensor, g: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The weight with a few of its zeros filled, and those as rows, columns and values of a CSR."""
+    whole = weight + 0.0
+    filled = (whole == 0) & (torch.rand(whole.shape, generator=g) < 0.05)
+    whole[filled] = values((int(filled.sum()),), weight.dtype, "normal", g)
+    rows = torch.nn.functional.pad(filled.sum(dim=1).cumsum(0), (1, 0)).int()
+    return whole, rows, filled.nonzero()[:, 1].int(), whole[filled]
+
+
 def bits(tensor: Tensor) -> Tensor:
     """The tensor as integers: tells -0.0 from +0.0 and one NaN from another."""
     integer = {8: torch.int64, 4: torch.int32, 2: torch.int16}[tensor.element_size()]

@@ -14,6 +14,7 @@ from models import tiny_model, tiny_tokenizer
 
 import wanda_ext
 from wanda_ext import cli, page, shards
+from wanda_ext.capture import GlueError
 from wanda_ext.page_commands import reproduce_command
 from wanda_ext.report import PruneReport
 
@@ -58,15 +59,17 @@ def test_directories_are_pruned_block_by_block(
 
 
 def test_what_cannot_go_block_by_block_goes_in_memory(
-    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tiny_model("gpt_neox").save_pretrained(tmp_path / "neox")
-    tiny_tokenizer().save_pretrained(tmp_path / "neox")
-    options = ["--out", str(tmp_path / "out"), "--method", "magnitude"]
-    assert cli.main(["prune", str(tmp_path / "neox"), *options]) == 0
+    def glued(*_: Any) -> None:
+        raise GlueError("glue between blocks")
+
+    monkeypatch.setattr("wanda_ext.walk.capture", glued)
+    assert prune(saved, tmp_path / "out") == 0
     told = capsys.readouterr()
-    assert "pruning in memory, for " in told.err and "embed_out" in told.err
+    assert "pruning in memory, for the blocks of LlamaForCausalLM cannot run alone" in told.err
     assert "Pruned in memory" in told.out
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_restart_begins_anew(

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from op_cases import DTYPES, generator, two_of_four
+from op_cases import DTYPES, bitmap_of_32, generator, surplus_of, two_of_four
 from torch import Tensor
 
 from wanda_ext import ops, reference
@@ -22,6 +22,9 @@ def op_arguments() -> dict[str, list[tuple[Any, ...]]]:
     keep, bad = torch.rand(2, 3, generator=g) < 0.5, torch.zeros(1, dtype=torch.int32)
     sm80 = reference.order_meta_24(meta, 6, 48, 0, 80)
     bias = torch.randn(6, generator=g, requires_grad=True)
+    record = bitmap_of_32(6, 48, torch.float32, "normal", g)
+    bitmap = reference.pack_bitmap(record)
+    _, *surplus = surplus_of(record, g)
     return {
         "input_sumsq_": [(acc, x), (acc, x.bfloat16(), keep), (acc, x.transpose(0, 1))],
         "prune_rows_": [
@@ -37,6 +40,13 @@ def op_arguments() -> dict[str, list[tuple[Any, ...]]]:
             (x, packed, meta, 0),
             (x.clone().requires_grad_(), packed, sm80, 80, bias),
             (x.half(), packed.half(), meta, 0, bias.detach().half()),
+        ],
+        "pack_bitmap": [(record, bad), (record[:, :40].bfloat16(),)],
+        "unpack_bitmap": [(*bitmap, 6, 48), (*bitmap, 6, 48, *surplus)],
+        "linear_bitmap": [
+            (x, *bitmap, 6),
+            (x.clone().requires_grad_(), *bitmap, 6, bias, *surplus),
+            (x.half(), bitmap[0].half(), bitmap[1], 6, bias.detach().half()),
         ],
     }
 
@@ -106,6 +116,30 @@ def test_linear_has_the_gradients_of_its_dense_twin(dtype: torch.dtype, order: i
     torch.nn.functional.linear(dense_x, weight, dense_bias).backward(grad_y)
     torch.testing.assert_close(x.grad, dense_x.grad)
     torch.testing.assert_close(bias.grad, dense_bias.grad)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("with_surplus", [False, True])
+def test_linear_bitmap_has_the_gradients_of_its_dense_twin(
+    dtype: torch.dtype, with_surplus: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    g = generator("bitmap grad", with_surplus)
+    weight = bitmap_of_32(70, 40, dtype, "normal", g)
+    packed = ops.pack_bitmap(weight)
+    whole, *surplus = surplus_of(weight, g)
+    weight, rest = (whole, surplus) if with_surplus else (weight, [])
+    grad_y = torch.randn(2, 3, 70, generator=g).to(dtype)
+    leaves = [torch.randn(2, 3, 40, generator=g).to(dtype), torch.randn(70, generator=g).to(dtype)]
+    dense_x, dense_bias = (leaf.clone().requires_grad_() for leaf in leaves)
+    torch.nn.functional.linear(dense_x, weight, dense_bias).backward(grad_y)
+    for limit in (1, 3 * 16 * 40 * 4, 64 << 20):  # tiles of 16 rows, of some more, of all
+        monkeypatch.setattr("wanda_ext.register.BACKWARD_BYTES", limit)
+        x, bias = (leaf.clone().requires_grad_() for leaf in leaves)
+        ops.linear_bitmap(x, *packed, 70, bias, *rest).backward(grad_y)
+        torch.testing.assert_close(x.grad, dense_x.grad, atol=0.05, rtol=0.02)
+        torch.testing.assert_close(bias.grad, dense_bias.grad)
+        if dtype == torch.float32:
+            torch.testing.assert_close(x.grad, dense_x.grad)
 
 
 def test_linear_passes_gradcheck() -> None:

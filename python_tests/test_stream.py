@@ -16,9 +16,9 @@ from streamed import assert_same_tensors, in_memory, names, prune, saved
 
 import wanda_ext
 from wanda_ext import run
+from wanda_ext.capture import GlueError
+from wanda_ext.meta_model import NamesError
 from wanda_ext.transfer import Copies
-
-RENAMED = ("gpt_neox",)  # stores its tensors under other names than its modules have
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def src(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("family", [family for family in FAMILIES if family not in RENAMED])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_the_same_bits_as_in_memory(family: str, dtype: torch.dtype, tmp_path: Path) -> None:
     src = saved(tmp_path / "src", family, dtype)
     packed = dtype == torch.bfloat16
@@ -180,6 +180,7 @@ def test_links_of_the_hub_cache_are_followed(src: Path, tmp_path: Path) -> None:
         ({"states": "disk"}, "'memory' or 'files'"),
         ({"sparsity": "4:8", "packed": True}, "2:4"),
         ({"ignore": ["*.none"]}, r"\*\.none"),
+        ({"sparsity": wanda_ext.Owl(0.5)}, "Owl measures .*prune_model"),
         ({"device": "nowhere"}, "cannot be used here"),
         ({"seqlen": 65}, "context of 64"),
         ({"calib": ["short"]}, "too little"),
@@ -198,3 +199,15 @@ def test_packed_and_overlapping_are_refused(src: Path, tmp_path: Path) -> None:
         prune(prune_packed, tmp_path / "dst")
     with pytest.raises(ValueError, match="overlap"):
         prune(src, src / "inside")
+
+
+def test_blocks_that_cannot_run_alone_are_told_first(
+    src: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def glued(*_: Any) -> None:
+        raise GlueError("glue between blocks")
+
+    monkeypatch.setattr("wanda_ext.walk.capture", glued)
+    with pytest.raises(NamesError, match=r"cannot run alone \(glue between blocks\); prune it in"):
+        prune(src, tmp_path / "dst")
+    assert list(tmp_path.iterdir()) == []

@@ -35,6 +35,7 @@ except ImportError as error:
     ) from error
 
 from wanda_ext import bench, ops
+from wanda_ext.adapters import add_adapters, merge_adapters
 from wanda_ext.checkpoint import save_pretrained, swap_linears, unswap_linears
 from wanda_ext.convert import convert
 from wanda_ext.evaluate import perplexity
@@ -46,6 +47,8 @@ from wanda_ext.methods.magnitude import Magnitude
 from wanda_ext.methods.sparsegpt import SparseGPT
 from wanda_ext.methods.wanda import Wanda
 from wanda_ext.prune import PruneError, prune_model
+from wanda_ext.repair import RepairError, repair
+from wanda_ext.repair_report import RepairReport
 from wanda_ext.report import PruneReport
 from wanda_ext.sparsity import NM, Owl, Sparsity, Unstructured
 from wanda_ext.stream import prune_checkpoint
@@ -59,12 +62,15 @@ __all__ = [
     "Owl",
     "PruneError",
     "PruneReport",
+    "RepairError",
+    "RepairReport",
     "SparseGPT",
     "SparseLinear24",
     "Sparsity",
     "Unstructured",
     "Wanda",
     "__version__",
+    "add_adapters",
     "bench",
     "build_info",
     "convert",
@@ -72,10 +78,12 @@ __all__ = [
     "explain",
     "gate",
     "hold_masks",
+    "merge_adapters",
     "ops",
     "perplexity",
     "prune_checkpoint",
     "prune_model",
+    "repair",
     "save_pretrained",
     "swap_linears",
     "unswap_linears",

@@ -27,7 +27,9 @@ class HeldMasks:
         self.parameters = len(self._pruned)
         self.zeros = sum(int(pruned.count_nonzero()) for _, pruned in self._pruned)
         self._handles: list[Any] = [
-            weight.register_hook(lambda grad, index=index: self._masked(index, grad))
+            weight.register_hook(  # type: ignore[no-untyped-call]
+                lambda grad, index=index: self._masked(index, grad)
+            )
             for index, (weight, _) in enumerate(self._pruned)
             if weight.requires_grad
         ]

@@ -1,4 +1,4 @@
-"""The seven ops as typed functions: what they take is checked here, what they do is C++.
+"""The ten ops as typed functions: what they take is checked here, what they do is C++.
 
 y[m, n] = x[m, k] @ W[n, k].T. Scores are S = |W| * input_norm, input_norm[k] = sqrt(sum over tokens
 of x[m, k]^2) (Wanda, arXiv:2306.11695, section 3). Every op has a fake kernel, so `torch.compile`
@@ -10,31 +10,39 @@ float16. A wrong dtype is a TypeError; a wrong shape, stride, device or option a
 
 from __future__ import annotations
 
-from typing import NoReturn
-
 import torch
 from torch import Tensor
 
-from wanda_ext.register import FAKES, META_TILES, meta_shape_24
+from wanda_ext.op_checks import (
+    DEVICES,
+    FLOATS,
+    check,
+    check_bitmap,
+    check_dense,
+    check_frozen,
+    check_input,
+    check_order,
+    check_packed,
+    check_pruned,
+    check_surplus,
+    check_weight,
+    refuse,
+)
+from wanda_ext.register import FAKES, meta_shape_24
 
+__all__ = ["FLOATS", "MAX_COLS", "MAX_GROUP", "OPS", "supports", *FAKES]
 OPS = tuple(FAKES)
-FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 MAX_COLS = 131072  # of prune_rows_
 MAX_GROUP = 32  # of prune_nm_
 
 _kernels = torch.ops.wanda_ext
-_has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
-_DEVICES = {
-    op: {"meta"}.union(d for d in ("cpu", "cuda") if _has_kernel(f"wanda_ext::{op}", d.upper()))
-    for op in OPS
-}
 
 
 def supports(name: str, device: torch.device | str) -> bool:
     """Whether op `name` has a kernel for this type of device in this build."""
     if name not in OPS:
-        _refuse("ops.supports", f"expected one of {', '.join(OPS)}, got {name!r}")
-    return torch.device(device).type in _DEVICES[name]
+        refuse("ops.supports", f"expected one of {', '.join(OPS)}, got {name!r}")
+    return torch.device(device).type in DEVICES[name]
 
 
 def input_sumsq_(acc: Tensor, x: Tensor, keep: Tensor | None = None) -> None:
@@ -46,12 +54,12 @@ def input_sumsq_(acc: Tensor, x: Tensor, keep: Tensor | None = None) -> None:
     Shapes: acc [k] float64, in place; x [..., k] float; keep [...] bool.
     """
     op = "input_sumsq_"
-    _check(op, "x", x, FLOATS)
+    check(op, "x", x, FLOATS)
     if x.dim() < 1:
-        _refuse(op, "x: expected [..., k], got a scalar")
-    _check_dense(op, "acc", acc, (torch.float64,), x.shape[-1:], x)
+        refuse(op, "x: expected [..., k], got a scalar")
+    check_dense(op, "acc", acc, (torch.float64,), x.shape[-1:], x)
     if keep is not None:
-        _check(op, "keep", keep, (torch.bool,), x.shape[:-1], x)
+        check(op, "keep", keep, (torch.bool,), x.shape[:-1], x)
     _kernels.input_sumsq_(acc, x.detach(), keep)
     _count_write(acc)
 
@@ -67,12 +75,12 @@ def prune_rows_(
     Shapes: weight [n, k] float, in place, unit column stride; input_norm [k] float32; bad [1].
     """
     op = "prune_rows_"
-    _check_pruned(op, weight, input_norm, bad)
+    check_pruned(op, weight, input_norm, bad)
     k = weight.shape[1]
     if k > MAX_COLS:
-        _refuse(op, f"weight: expected k <= {MAX_COLS}, got {k}")
+        refuse(op, f"weight: expected k <= {MAX_COLS}, got {k}")
     if not 0 <= n_prune <= k:
-        _refuse(op, f"expected 0 <= n_prune <= k = {k}, got {n_prune}")
+        refuse(op, f"expected 0 <= n_prune <= k = {k}, got {n_prune}")
     _kernels.prune_rows_(weight.detach(), input_norm, n_prune, bad)
     _count_write(weight, bad)
 
@@ -88,11 +96,11 @@ def prune_nm_(
     float32; bad [1].
     """
     op = "prune_nm_"
-    _check_pruned(op, weight, input_norm, bad)
+    check_pruned(op, weight, input_norm, bad)
     if not 0 < keep <= group <= MAX_GROUP:
-        _refuse(op, f"expected 0 < keep <= group <= {MAX_GROUP}, got {keep}:{group}")
+        refuse(op, f"expected 0 < keep <= group <= {MAX_GROUP}, got {keep}:{group}")
     if weight.shape[1] % group:
-        _refuse(op, f"weight: expected k divisible by {group}, got {list(weight.shape)}")
+        refuse(op, f"weight: expected k divisible by {group}, got {list(weight.shape)}")
     _kernels.prune_nm_(weight.detach(), input_norm, keep, group, bad)
     _count_write(weight, bad)
 
@@ -107,9 +115,9 @@ def pack_24(weight: Tensor, bad: Tensor | None = None) -> tuple[Tensor, Tensor]:
     [n, k/16] int16 in canonical order; bad [1].
     """
     op = "pack_24"
-    _check_weight(op, weight, bad)
+    check_weight(op, weight, bad)
     if weight.shape[1] % 16:
-        _refuse(op, f"weight: expected k divisible by 16, got {list(weight.shape)}")
+        refuse(op, f"weight: expected k divisible by 16, got {list(weight.shape)}")
     values, meta = _kernels.pack_24(weight.detach(), bad)
     _count_write(bad)
     return values, meta
@@ -121,7 +129,7 @@ def unpack_24(values: Tensor, meta: Tensor, order: int = 0) -> Tensor:
     Shapes: values [n, k/2] float, meta [n, k/16] int16 (padded as `order_meta_24` says in a device
     order) -> weight [n, k].
     """
-    _check_packed("unpack_24", values, meta, order)
+    check_packed("unpack_24", values, meta, order)
     weight: Tensor = _kernels.unpack_24(values.detach(), meta, order)
     return weight
 
@@ -136,10 +144,10 @@ def order_meta_24(meta: Tensor, n: int, k: int, src: int, dst: int) -> Tensor:
     """
     op = "order_meta_24"
     if n < 0 or k < 0 or k % 16:
-        _refuse(op, f"expected n, k >= 0 and k divisible by 16, got {n}, {k}")
+        refuse(op, f"expected n, k >= 0 and k divisible by 16, got {n}, {k}")
     for order in (src, dst):
-        _check_order(op, order)
-    _check_dense(op, "meta", meta, (torch.int16,), meta_shape_24(n, k, src))
+        check_order(op, order)
+    check_dense(op, "meta", meta, (torch.int16,), meta_shape_24(n, k, src))
     moved: Tensor = _kernels.order_meta_24(meta, n, k, src, dst)
     return moved
 
@@ -156,91 +164,85 @@ def linear_24(
     (padded in a device order) -> y [..., n].
     """
     op = "linear_24"
-    _check_packed(op, values, meta, order)
+    check_packed(op, values, meta, order)
     n, k = values.shape[0], 2 * values.shape[1]
-    _check(op, "x", x, (values.dtype,), None, values)
-    if x.dim() < 1 or x.shape[-1] != k:
-        _refuse(op, f"x: expected [..., {k}], got {list(x.shape)}")
-    if bias is not None:
-        _check_dense(op, "bias", bias, (values.dtype,), (n,), values)
-    if values.requires_grad and torch.is_grad_enabled():
-        _refuse(op, "values: packed weights have no gradient; unpack them to train, or freeze them")
+    check_input(op, x, k, bias, n, values)
+    check_frozen(op, values)
     y: Tensor = _kernels.linear_24(x, values, meta, order, bias)
+    return y
+
+
+def pack_bitmap(weight: Tensor, bad: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """A weight with at most 16 non-zeros in every 32 columns as 16 values and a 32-bit mask each.
+
+    These 32 are a record. 16:32 fits, and so do 8:16, 4:8 and 2:4; bitmap.h in csrc/include has the
+    order. Records with fewer non-zeros are filled up with their highest zero columns. Of more, the
+    16 lowest columns are kept, and `bad` names the row. Zeros are stored as +0.0.
+
+    Shapes: weight [n, k] float, unit column stride, any n and k -> values [n/16, k/128, 1024], mask
+    [n/16, k/128, 64] int32, both rounded up; bad [1].
+    """
+    op = "pack_bitmap"
+    check_weight(op, weight, bad)
+    values, mask = _kernels.pack_bitmap(weight.detach(), bad)
+    _count_write(bad)
+    return values, mask
+
+
+def unpack_bitmap(
+    values: Tensor,
+    mask: Tensor,
+    n: int,
+    k: int,
+    surplus_rows: Tensor | None = None,
+    surplus_columns: Tensor | None = None,
+    surplus_values: Tensor | None = None,
+) -> Tensor:
+    """The dense weight again: the exact inverse of `pack_bitmap`, the surplus written into it.
+
+    The surplus is the CSR list, sorted by row, then column, of the non-zeros that records have no
+    room for. For rows [16 i, 16 j) pass values[i:j], mask[i:j] and surplus_rows[16 i : 16 j + 1].
+
+    Shapes: values, mask as of `pack_bitmap`; surplus_rows [n + 1] int32 (offsets), surplus_columns
+    [s] int32, surplus_values [s] -> weight [n, k].
+    """
+    op = "unpack_bitmap"
+    check_bitmap(op, values, mask, n, k)
+    surplus = surplus_rows, surplus_columns, surplus_values
+    check_surplus(op, *surplus, n, values)
+    weight: Tensor = _kernels.unpack_bitmap(values.detach(), mask, n, k, *surplus)
+    return weight
+
+
+def linear_bitmap(
+    x: Tensor,
+    values: Tensor,
+    mask: Tensor,
+    n: int,
+    bias: Tensor | None = None,
+    surplus_rows: Tensor | None = None,
+    surplus_columns: Tensor | None = None,
+    surplus_values: Tensor | None = None,
+) -> Tensor:
+    """y = x @ W.T (+ bias) with W [n, k] packed as by `pack_bitmap`, and its surplus.
+
+    fp32 accumulation, y of the dtype of x. Differentiable in x and bias as `linear_24`.
+
+    Shapes: x [..., k], values, mask and surplus as of `unpack_bitmap`, bias [n] -> y [..., n].
+    """
+    op = "linear_bitmap"
+    check(op, "x", x, FLOATS)
+    if x.dim() < 1:
+        refuse(op, "x: expected [..., k], got a scalar")
+    check_bitmap(op, values, mask, n, x.shape[-1])
+    check_input(op, x, x.shape[-1], bias, n, values)
+    surplus = surplus_rows, surplus_columns, surplus_values
+    check_surplus(op, *surplus, n, values)
+    check_frozen(op, values)
+    y: Tensor = _kernels.linear_bitmap(x, values, mask, n, bias, *surplus)
     return y
 
 
 def _count_write(*tensors: Tensor | None) -> None:
     """So that autograd notices when what it saved for a backward was written since."""
     torch.autograd.graph.increment_version([t for t in tensors if t is not None])
-
-
-def _refuse(op: str, why: str) -> NoReturn:
-    raise ValueError(f"wanda_ext.{op}: {why}")
-
-
-def _check(
-    op: str,
-    name: str,
-    tensor: Tensor,
-    dtypes: tuple[torch.dtype, ...],
-    shape: tuple[int, ...] | None = None,
-    like: Tensor | None = None,
-) -> None:
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"wanda_ext.{op}: {name}: expected a tensor, got {type(tensor).__name__}")
-    if tensor.dtype not in dtypes:
-        expected = " or ".join(str(dtype) for dtype in dtypes)
-        raise TypeError(f"wanda_ext.{op}: {name}: expected {expected}, got {tensor.dtype}")
-    if shape is not None and tensor.shape != shape:
-        _refuse(op, f"{name}: expected shape {list(shape)}, got {list(tensor.shape)}")
-    if like is not None and tensor.device != like.device:
-        _refuse(op, f"{name}: expected device {like.device}, as its peers, got {tensor.device}")
-    if tensor.device.type not in _DEVICES[op]:
-        devices = ", ".join(sorted(_DEVICES[op]))
-        _refuse(op, f"{name}: this build has kernels for {devices}, got {tensor.device}")
-
-
-def _check_dense(
-    op: str,
-    name: str,
-    tensor: Tensor,
-    dtypes: tuple[torch.dtype, ...],
-    shape: tuple[int, ...],
-    like: Tensor | None = None,
-) -> None:
-    _check(op, name, tensor, dtypes, shape, like)
-    if not tensor.is_contiguous():
-        _refuse(op, f"{name}: expected a contiguous tensor, got strides {list(tensor.stride())}")
-
-
-def _check_weight(op: str, weight: Tensor, bad: Tensor | None) -> None:
-    _check(op, "weight", weight, FLOATS)
-    if weight.dim() != 2:
-        _refuse(op, f"weight: expected [n, k], got {list(weight.shape)}")
-    n, k = weight.shape
-    if (k > 1 and weight.stride(1) != 1) or (n > 1 and weight.stride(0) < k):
-        why = f"unit column stride and separate rows, got strides {list(weight.stride())}"
-        _refuse(op, f"weight: expected {why}; pass its transpose or a contiguous copy")
-    if bad is not None:
-        _check_dense(op, "bad", bad, (torch.int32,), (1,), weight)
-
-
-def _check_pruned(op: str, weight: Tensor, input_norm: Tensor | None, bad: Tensor | None) -> None:
-    _check_weight(op, weight, bad)
-    if input_norm is not None:
-        _check_dense(op, "input_norm", input_norm, (torch.float32,), weight.shape[1:], weight)
-
-
-def _check_packed(op: str, values: Tensor, meta: Tensor, order: int) -> None:
-    _check(op, "values", values, FLOATS)
-    if values.dim() != 2 or values.shape[1] % 8 or not values.is_contiguous():
-        got = f"{list(values.shape)}, strides {list(values.stride())}"
-        _refuse(op, f"values: expected contiguous [n, k/2], k divisible by 16, got {got}")
-    _check_order(op, order)
-    shape = meta_shape_24(values.shape[0], 2 * values.shape[1], order)
-    _check_dense(op, "meta", meta, (torch.int16,), shape, values)
-
-
-def _check_order(op: str, order: int) -> None:
-    if order not in META_TILES:
-        _refuse(op, f"expected order 0 (canonical), 80 (sm80) or 90 (sm90), got {order}")

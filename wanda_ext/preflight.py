@@ -1,4 +1,4 @@
-"""The memory and the disk that a streamed prune will need, and whether they are there."""
+"""What a streamed prune needs before it begins: memory, disk, and blocks that can run alone."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from wanda_ext.blocks import weight_shape
+from wanda_ext.blocks import preserved, weight_shape
 from wanda_ext.calibration import Batch
+from wanda_ext.capture import PROBE_TOKENS, GlueError
+from wanda_ext.conversion import Made
+from wanda_ext.meta_model import IN_MEMORY, NamesError
 from wanda_ext.plan import PlannedBlock
 from wanda_ext.skeleton import Skeleton
 from wanda_ext.sparsity import NM
+from wanda_ext.walk import Walk
 
 MARGIN = 1.05  # of the disk: headers, JSON, blocks of the file system
 ACTIVATIONS = 24  # hidden states that one batch leaves inside a block at a time, at most
@@ -68,6 +72,7 @@ def needs_of(
     states. gram: whether the method reads the inputs' gram matrices, too. Disk: the checkpoint,
     and the states twice where they lie in files.
     """
+    made = [one.joined_bytes for one in skeleton.stored.values() if isinstance(one, Made)]
     sizes = {name: stored.nbytes for name, stored in skeleton.stored.items()}
     blocks = [sum(sizes[name] for name in skeleton.names(block.name)) for block in plan]
     outside = [sizes[name] for name in skeleton.outside([block.name for block in plan])]
@@ -76,6 +81,7 @@ def needs_of(
         sum(outside) - head + blocks[0],
         max(a + b for a, b in zip(blocks, [*blocks[1:], blocks[-1]], strict=True)),
     )
+    memory += max(made, default=0)  # the pieces, beside what they become
     disk = sum(sizes.values())
     if packed:
         disk -= sum(
@@ -102,6 +108,21 @@ def needs_of(
         free_memory=_free_memory(),
         free_disk=shutil.disk_usage(_existing(folder)).free,
     )
+
+
+def check_alone(skeleton: Skeleton, plan: Sequence[PlannedBlock], batch: Batch) -> None:
+    """Raises NamesError where a few tokens show that the blocks cannot run one by one."""
+    names = [block.name for block in plan]
+    first = skeleton.read(skeleton.names(names[0]))
+    ids = batch["input_ids"][:1, :PROBE_TOKENS]
+    model = skeleton.model
+    with preserved(model), skeleton.holding(first), skeleton.read_when_called(names):
+        try:
+            Walk(model, [(block.name, block.module) for block in plan], [{"input_ids": ids}])
+        except GlueError as error:
+            raise NamesError(
+                f"the blocks of {type(model).__name__} cannot run alone ({error}); {IN_MEMORY}"
+            ) from error
 
 
 def _gram_bytes(block: PlannedBlock) -> int:

@@ -6,6 +6,8 @@ is written from the contract in csrc/include/wanda_ext/ops.h and shares no code 
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -131,6 +133,82 @@ def linear_24(
     Shapes: x [..., k]; values [n, k/2]; meta [n, k/16] int16; bias [n] -> y [..., n].
     """
     y = x.float() @ unpack_24(values, meta, order).float().T
+    return (y if bias is None else y + bias.float()).to(x.dtype)
+
+
+def pack_bitmap(weight: Tensor, bad: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The 16 values of every 32 columns, the highest column first, and the bits of their columns.
+
+    Records with fewer than 16 non-zeros are filled up with their highest zero columns; of more, the
+    16 lowest stay and the row is reported in `bad`. A tile of 16 x 128 holds the mask of row
+    g + 8 h, columns 32 t and on, at [g, t, h], and its values at [h, j // 8, g, t, j % 8].
+
+    Shapes: weight [n, k] -> values [n/16, k/128, 1024], mask [n/16, k/128, 64] int32, both rounded
+    up; bad [1] int32.
+    """
+    n, k = weight.shape
+    padded = torch.nn.functional.pad(weight.where(weight != 0, 0.0), (0, -k % 128, 0, -n % 16))
+    records = padded.reshape(len(padded), padded.shape[1] // 32, 32)
+    nonzero = records != 0
+    overfull = (nonzero.sum(dim=2) > 16).any(dim=1)[:n]
+    column = torch.arange(32, device=weight.device)
+    wanted = torch.where(nonzero, 64 - column, column)  # non-zeros from below, zeros from above
+    columns = wanted.topk(16, dim=2).indices.sort(dim=2, descending=True).values
+    values = records.gather(2, columns)
+    masks = (1 << columns).sum(dim=2).to(torch.int32)
+    tiles = (-(-n // 16), -(-k // 128))
+    axes = tiles[0], 2, 8, tiles[1], 4  # tile, h, g, tile, t
+    mask = masks.reshape(axes).permute(0, 3, 2, 4, 1).reshape(*tiles, 64)
+    values = values.reshape(*axes, 2, 8).permute(0, 3, 1, 5, 2, 4, 6).reshape(*tiles, 1024)
+    _report(bad, overfull)
+    return values, mask
+
+
+def unpack_bitmap(
+    values: Tensor,
+    mask: Tensor,
+    n: int,
+    k: int,
+    surplus_rows: Tensor | None = None,
+    surplus_columns: Tensor | None = None,
+    surplus_values: Tensor | None = None,
+) -> Tensor:
+    """The dense weight again, the surplus written into it.
+
+    Shapes: values [n/16, k/128, 1024], mask [n/16, k/128, 64] int32, both rounded up; surplus_rows
+    [n + 1] int32, surplus_columns [s] int32, surplus_values [s] -> weight [n, k].
+    """
+    down, across = mask.shape[:2]
+    axes = down, 2, 8, across, 4
+    masks = mask.reshape(down, across, 8, 4, 2).permute(0, 4, 2, 1, 3).reshape(*axes, 1)
+    bit = masks >> torch.arange(32, device=mask.device) & 1
+    rank = (bit.flip(-1).cumsum(-1).flip(-1) - bit).clamp(max=15)  # set bits above
+    records = values.reshape(down, across, 2, 2, 8, 4, 8).permute(0, 2, 4, 1, 5, 3, 6)
+    dense = records.reshape(*axes, 16).gather(-1, rank).where(bit == 1, 0.0)
+    weight = dense.reshape(16 * down, 128 * across)[:n, :k].contiguous()
+    if surplus_rows is not None and surplus_columns is not None and surplus_values is not None:
+        for row, (first, last) in enumerate(pairwise(surplus_rows.tolist())):
+            weight[row, surplus_columns[first:last].long()] = surplus_values[first:last]
+    return weight
+
+
+def linear_bitmap(
+    x: Tensor,
+    values: Tensor,
+    mask: Tensor,
+    n: int,
+    bias: Tensor | None = None,
+    surplus_rows: Tensor | None = None,
+    surplus_columns: Tensor | None = None,
+    surplus_values: Tensor | None = None,
+) -> Tensor:
+    """y = x @ W.T (+ bias), accumulated in fp32, rounded once to the dtype of x.
+
+    Shapes: x [..., k]; values, mask and surplus as of `unpack_bitmap`; bias [n] -> y [..., n].
+    """
+    surplus = surplus_rows, surplus_columns, surplus_values
+    weight = unpack_bitmap(values, mask, n, x.shape[-1], *surplus)
+    y = x.float() @ weight.float().T
     return (y if bias is None else y + bias.float()).to(x.dtype)
 
 

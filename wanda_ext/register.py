@@ -13,6 +13,7 @@ from torch import Tensor
 
 import wanda_ext._C  # noqa: F401
 
+BACKWARD_BYTES = 64 << 20  # of a bitmap's weight, dense, in linear_bitmap's backward
 META_TILES = {0: (1, 16), 80: (32, 32), 90: (64, 128)}  # order -> rows, columns it pads to
 
 
@@ -20,6 +21,11 @@ def meta_shape_24(n: int, k: int, order: int) -> tuple[int, int]:
     """Shape of the int16 metadata of a 2:4 weight [n, k] in `order`."""
     rows, columns = META_TILES[order]
     return -(-n // rows) * rows, -(-k // columns) * columns // 16
+
+
+def bitmap_tiles(n: int, k: int) -> tuple[int, int]:
+    """Tiles of 16 rows and of 128 columns that hold a weight [n, k]."""
+    return -(-n // 16), -(-k // 128)
 
 
 def _in_place(*_args: Any, **_kwargs: Any) -> None:
@@ -61,6 +67,49 @@ def _linear_24_backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
     return grad_x, None, None, None, grad_bias
 
 
+def _pack_bitmap(weight: Tensor, bad: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    tiles = bitmap_tiles(*weight.shape)
+    return weight.new_empty(*tiles, 1024), weight.new_empty(*tiles, 64, dtype=torch.int32)
+
+
+def _unpack_bitmap(values: Tensor, mask: Tensor, n: int, k: int, *_surplus: Any) -> Tensor:
+    return values.new_empty(n, k)
+
+
+def _linear_bitmap(x: Tensor, values: Tensor, mask: Tensor, n: int, *_rest: Any) -> Tensor:
+    return x.new_empty(*x.shape[:-1], n)
+
+
+def _save_bitmap(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, values, mask, ctx.n = inputs[:4]
+    ctx.k = x.shape[-1]
+    ctx.save_for_backward(values, mask, *(inputs[5:] or (None, None, None)))
+
+
+def _linear_bitmap_backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+    """As of linear_24; W is unpacked in row tiles, at most BACKWARD_BYTES of it at a time."""
+    values, mask, rows, *surplus = ctx.saved_tensors
+    grad_x = grad_bias = None
+    if ctx.needs_input_grad[0]:
+        grad_x = grad_y.new_zeros(*grad_y.shape[:-1], ctx.k, dtype=torch.float32)
+        tiles = max(1, BACKWARD_BYTES // max(1, 16 * ctx.k * values.element_size()))
+        for first in range(0, len(values), tiles):
+            some, begin, end = (
+                slice(first, first + tiles),
+                16 * first,
+                min(16 * (first + tiles), ctx.n),
+            )
+            part = None if rows is None else rows[begin : end + 1]
+            weight = torch.ops.wanda_ext.unpack_bitmap(
+                values[some], mask[some], end - begin, ctx.k, part, *surplus
+            )
+            grad_x += grad_y[..., begin:end] @ weight
+        grad_x = grad_x.to(grad_y.dtype)
+    if any(ctx.needs_input_grad[4:5]):  # torch leaves out a bias that was not passed
+        grad_bias = grad_y.reshape(-1, grad_y.shape[-1]).sum(0)
+    return grad_x, None, None, None, grad_bias, None, None, None
+
+
 FAKES: dict[str, Callable[..., Any]] = {
     "input_sumsq_": _in_place,
     "prune_rows_": _in_place,
@@ -69,9 +118,15 @@ FAKES: dict[str, Callable[..., Any]] = {
     "unpack_24": _unpack_24,
     "order_meta_24": _order_meta_24,
     "linear_24": _linear_24,
+    "pack_bitmap": _pack_bitmap,
+    "unpack_bitmap": _unpack_bitmap,
+    "linear_bitmap": _linear_bitmap,
 }
 for _name, _fake in FAKES.items():
     torch.library.register_fake(f"wanda_ext::{_name}", _fake)
 torch.library.register_autograd(
     "wanda_ext::linear_24", _linear_24_backward, setup_context=_save_for_backward
+)
+torch.library.register_autograd(
+    "wanda_ext::linear_bitmap", _linear_bitmap_backward, setup_context=_save_bitmap
 )

@@ -12,11 +12,9 @@ block makes good for what is left of the errors before it, too.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import asdict
 from time import perf_counter
 from typing import Any
 
@@ -38,42 +36,9 @@ from wanda_ext.interrupt import held_back, step
 from wanda_ext.lockstep import start_walk
 from wanda_ext.prune import usable_device
 from wanda_ext.reconstruct import PrunedWeight, Training, pruned_weights, reconstruct
+from wanda_ext.repair_report import BlockRepair, RepairReport
 from wanda_ext.transfer import Copies, Visits
 from wanda_ext.walk import Walk
-
-
-@dataclass(frozen=True)
-class BlockRepair:
-    """One block. An error is |B(x) - B0(x0)| / |B0(x0)| over the calibration data."""
-
-    name: str
-    error_before: float  # with the blocks before it repaired
-    error_after: float  # the same where training did not lower it: the block stays as it was
-    seconds: float
-
-
-@dataclass
-class RepairReport:
-    """What a repair did. str() is a table, a line a block."""
-
-    blocks: list[BlockRepair] = field(default_factory=list)
-    status: str = "running"  # "complete", or where it stopped
-    seconds: float = 0.0
-    arguments: dict[str, Any] = field(default_factory=dict)
-
-    def save(self, path: str | Path) -> None:
-        """Writes JSON."""
-        Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
-
-    def __str__(self) -> str:
-        width = max((len(block.name) for block in self.blocks), default=0)
-        lines = [
-            f"{block.name:<{width}}  error {block.error_before:.4f} -> {block.error_after:.4f}"
-            f"  {block.seconds:.1f} s"
-            for block in self.blocks
-        ]
-        done = f"{self.status}: {len(self.blocks)} blocks repaired in {self.seconds:.1f} s"
-        return "\n".join([*lines, done])
 
 
 class RepairError(RuntimeError):
@@ -164,8 +129,7 @@ def _repair_blocks(
         walks = []
         for whole, side in ((model, 0), (dense, 1)):
             found = [pair[side] for pair in pairs]
-            away = at is not None and any(p.device != at for _, b in found for p in b.parameters())
-            copies = stack.enter_context(Copies(at)) if at is not None and away else None
+            copies = stack.enter_context(Copies(at)) if at and _is_away(found, at) else None
             walk = stack.enter_context(closing(start_walk(whole, found, batches, copies)))
             visits = None if copies is None else Visits([block for _, block in found], copies)
             walks.append((walk, visits))
@@ -184,6 +148,10 @@ def _repair_blocks(
                 if i < last:
                     ours.advance(i)
             step()
+
+
+def _is_away(blocks: Sequence[Block], device: torch.device) -> bool:
+    return any(p.device != device for _, block in blocks for p in block.parameters())
 
 
 def _outputs(walk: Walk, index: int) -> list[Tensor | None]:

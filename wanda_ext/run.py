@@ -21,11 +21,11 @@ from wanda_ext.calibration import Batch
 from wanda_ext.commit import pruned_block
 from wanda_ext.directory import sync_tree
 from wanda_ext.interrupt import step
-from wanda_ext.journal import Journal
+from wanda_ext.journal import ASKED, Journal
 from wanda_ext.methods import Method
 from wanda_ext.page import REPORT, note_saved
 from wanda_ext.plan import PlannedBlock
-from wanda_ext.preflight import needs_of
+from wanda_ext.preflight import check_alone, needs_of
 from wanda_ext.prune import versions
 from wanda_ext.ranks import Ranks
 from wanda_ext.report import LinearReport, PruneReport
@@ -71,7 +71,6 @@ class Run:
 
     def begin(self, arguments: Mapping[str, Any], progress: bool) -> list[Entry]:
         """What the journal has of finished blocks. Raises ValueError where this cannot go on."""
-        self._journal.ask({**arguments, **self._asked()})
         needs = needs_of(
             self._skeleton, self._plan, self._batches, self._journal.home, self._packed,
             self._in_files, self._ranks.count, self._method.reads == "gram",
@@ -79,6 +78,9 @@ class Run:
         if progress:
             print(f"wanda_ext: {needs}", file=sys.stderr)
         needs.check()
+        if self._batches is not None and self._journal.find(ASKED) is None:
+            check_alone(self._skeleton, self._plan, self._batches[0])
+        self._journal.ask({**arguments, **self._asked()})
         found = (self._journal.find(block.name) for block in self._plan)
         return [entry for entry in found if entry is not None]
 
@@ -166,8 +168,7 @@ class Run:
         if index < len(done):
             tensors = self._output.read_block(done[index])
         else:
-            stored = self._skeleton.stored
-            tensors = {name: stored[name].read() for name in self._skeleton.names(block)}
+            tensors = self._skeleton.read(self._skeleton.names(block))
         if copies is None:
             return {name: partial(_same, tensor) for name, tensor in tensors.items()}
         tensors |= self._skeleton.computed(block)

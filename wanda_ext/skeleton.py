@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from wanda_ext.conversion import Conversion, Made, as_saved, made_of
 from wanda_ext.meta_model import IN_MEMORY, NamesError, empty_model
 from wanda_ext.reader import Checkpoint
 from wanda_ext.shards import Stored, stored_tensors
@@ -36,9 +37,30 @@ class Skeleton:
         self.model = empty_model(checkpoint, dtype, next(stored, None), trust)
         self._tensors: dict[str, Tensor] = self.model.state_dict(keep_vars=True)
         self.stored = {
-            name: replace(stored, dtype=self._dtype(name))
+            name: replace(stored, dtype=self._dtype(name)) if isinstance(stored, Stored) else stored
             for name, stored in self._match(files).items()
         }
+
+    def read(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """The stored tensors of these names; what is made together is read once."""
+        found: dict[str, Tensor] = {}
+        made: dict[str, dict[str, Tensor]] = {}
+        for name in names:
+            one = self.stored[name]
+            if isinstance(one, Made):
+                if one.group.first not in made:
+                    made[one.group.first] = one.read_group()
+                found[name] = made[one.group.first][one.name]
+            else:
+                found[name] = one.read()
+        return found
+
+    def loaded(self, read: Mapping[str, Callable[[], Tensor]]) -> dict[str, Tensor]:
+        """The model's tensors out of some that are named, and cut, as in its checkpoint."""
+        found: dict[str, Tensor] = {}
+        for group in Conversion(self.model, read).groups:
+            found |= group.load(self.model, lambda name: read[name]())
+        return found
 
     def names(self, prefix: str) -> list[str]:
         """The stored tensors of a module."""
@@ -50,7 +72,8 @@ class Skeleton:
         return [name for name in self.stored if name not in inside]
 
     def check_own(self, prefixes: list[str]) -> None:
-        """Raises NamesError where one of these modules shares a tensor with anything else."""
+        """Raises NamesError where one of these modules shares a tensor with anything else, in the
+        model or in its checkpoint."""
         owners: dict[int, str] = {}
         for name, tensor in self._tensors.items():
             inside = next((p for p in prefixes if name.startswith(f"{p}.")), "")
@@ -60,6 +83,7 @@ class Skeleton:
                     f"{name} is shared by {inside or other} and {other if inside else 'others'}: "
                     f"such blocks cannot be pruned one by one; {IN_MEMORY}"
                 )
+        self._check_apart([*map(self.names, prefixes), self.outside(prefixes)])
 
     def computed(self, prefix: str) -> dict[str, Tensor]:
         """The buffers of a module that no file holds."""
@@ -113,20 +137,44 @@ class Skeleton:
             module._parameters[leaf] = tensor if keep else nn.Parameter(tensor, False)
         return before
 
-    def _match(self, files: Mapping[str, Stored]) -> dict[str, Stored]:
-        prefix = f"{getattr(self.model, 'base_model_prefix', '')}."
-        here: dict[str, Stored] = {}
-        unknown = []
-        for name, stored in files.items():
-            known = [n for n in (name, prefix + name) if n in self._tensors and n not in here]
-            if known:
-                here[known[0]] = stored
-            else:
-                unknown.append(name)
+    def _check_apart(self, parts: list[list[str]]) -> None:
+        """Raises NamesError unless each part is loaded and saved alone as all are together."""
+        empty = {n: t.to("meta") for n, t in self._tensors.items() if n in self.stored}
+        together = as_saved(self.model, empty).keys()
+        alone: list[str] = []
+        for part in parts:
+            saved = as_saved(self.model, {name: empty[name] for name in part})
+            back = self.loaded({name: partial(_itself, one) for name, one in saved.items()})
+            if back.keys() != set(part):
+                break
+            alone += saved
+        if sorted(alone) != sorted(together):
+            raise NamesError(
+                f"{self.folder} keeps tensors of several blocks of {type(self.model).__name__} in "
+                f"one; {IN_MEMORY}"
+            )
+
+    def _match(self, files: Mapping[str, Stored]) -> dict[str, Stored | Made]:
+        conversion = Conversion(self.model, files)
+        unknown = conversion.unknown
+        self.model._weight_conversions = conversion.used  # as from_pretrained leaves it
+        here: dict[str, Stored | Made] = {}
+        for group in conversion.groups:
+            parts = {name: files[name] for _, name in group.parts}
+            if group.rule is not None:
+                dtype = self._dtype(group.first)
+                parts = {name: replace(part, dtype=dtype) for name, part in parts.items()}
+            try:
+                here |= made_of(self.model, group, parts)
+            except Exception as error:
+                raise NamesError(
+                    f"{self.folder}: transformers cannot make {group.first} of {', '.join(parts)} "
+                    f"({error}); copy or download it again, or {IN_MEMORY}"
+                ) from error
         groups: dict[int, list[str]] = {}
         for name, tensor in self._tensors.items():
             groups.setdefault(id(tensor), []).append(name)
-        found: dict[str, Stored] = {}
+        found: dict[str, Stored | Made] = {}
         for names in groups.values():
             present = [name for name in names if name in here]
             if not present:
@@ -154,11 +202,15 @@ class Skeleton:
             f"those of {kind}'s modules cannot be pruned file by file; {IN_MEMORY}"
         )
 
-    def _check_tied(self, name: str, one: Stored, other_name: str, other: Stored) -> None:
+    def _check_tied(
+        self, name: str, one: Stored | Made, other_name: str, other: Stored | Made
+    ) -> None:
         alike = (one.dtype, one.shape) == (other.dtype, other.shape)
-        if not alike or any(
-            not a.equal(b) for a, b in zip(one.pieces(), other.pieces(), strict=True)
-        ):
+        if alike and isinstance(one, Stored) and isinstance(other, Stored):
+            alike = all(a.equal(b) for a, b in zip(one.pieces(), other.pieces(), strict=True))
+        elif alike:
+            alike = one.read().equal(other.read())
+        if not alike:
             raise ValueError(
                 f"{self.folder}: config.json ties {name} and {other_name}, and the files hold two "
                 'different tensors; set "tie_word_embeddings": false there if both are meant'
@@ -188,3 +240,7 @@ class Skeleton:
         if any(re.search(glob.replace("*", ".*"), name) for glob in plan):
             return torch.float32
         return dtype
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor

@@ -21,7 +21,9 @@ from wanda_ext.commit import check_method
 from wanda_ext.convert import check_apart
 from wanda_ext.interrupt import held_back
 from wanda_ext.journal import Journal
+from wanda_ext.meta_model import IN_MEMORY
 from wanda_ext.methods import Method, get_method
+from wanda_ext.owl import has_owl
 from wanda_ext.plan import check_packable, plan_blocks
 from wanda_ext.prune import PruneError, usable_device, versions
 from wanda_ext.ranks import device_of_rank, joined
@@ -66,9 +68,10 @@ def prune_checkpoint(
     are not pruned again. resume=False starts anew. Under torchrun the ranks share the batches, and
     all must see `src` and `dst`; the first one writes.
 
-    Raises ValueError before any work for what prune_model refuses, a checkpoint whose tensors do
-    not have the names of the model's modules, too little memory or disk, an unfinished run that was
-    asked something else, and a `dst` that holds other people's files or that another run writes to.
+    Raises ValueError before any work for what prune_model refuses, Owl, too little memory or disk,
+    an unfinished run that was asked something else, and a `dst` that holds other people's files or
+    that another run writes to; NamesError for a checkpoint or model that cannot be taken block by
+    block. What the checkpoint keeps in pieces (experts one by one) takes their size once more.
     Raises PruneError where a block fails; `dst` appears whole or not at all.
     """
     if states not in ("memory", "files"):
@@ -80,6 +83,10 @@ def prune_checkpoint(
     skeleton = Skeleton(checkpoint, dtype, trust_remote_code)
     ignore = [ignore] if isinstance(ignore, str) else list(ignore)
     plan = plan_blocks(skeleton.model, sparsity, ignore, blocks)
+    if has_owl(plan):
+        raise ValueError(
+            f"Owl measures the whole dense model before any of it is pruned; {IN_MEMORY}"
+        )
     skeleton.check_own([block.name for block in plan])
     check_method(method, plan)
     if packed:
@@ -116,7 +123,6 @@ def prune_checkpoint(
                 context=context_of(skeleton.model),
                 vocab_size=vocab_size_of(skeleton.model),
             )
-    journal = Journal(Path(dst).resolve())
     journal = Journal(Path(dst).resolve())
     with joined() as ranks, ExitStack() as held:
         ranks.at_first(lambda: held.enter_context(journal.opened(resume)) and None)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from wanda_ext import ops
 from wanda_ext.checkpoint import PACKED, stay_dense
+from wanda_ext.conversion import Made, as_saved
 from wanda_ext.convert import copy_other_files, write_json
 from wanda_ext.linear import pack
 from wanda_ext.quantizer import WandaExtConfig
@@ -49,13 +51,17 @@ class Output:
     def read_block(self, entry: Entry) -> dict[str, Tensor]:
         """The tensors of a block that was written, dense."""
         stored = stored_tensors([self._folder / entry["file"]])
-        tensors = {}
+        read: dict[str, Callable[[], Tensor]] = {name: one.read for name, one in stored.items()}
+        for name in stored if entry["packed"] else ():
+            if name.endswith(".meta"):
+                weight = f"{name.removesuffix('.meta')}.weight"
+                read[weight] = partial(_unpacked, stored[weight], stored[name])
+                del read[name]
+        tensors = self._skeleton.loaded(read)
         for name in entry["packed"]:
-            values, meta = stored.pop(f"{name}.weight").read(), stored.pop(f"{name}.meta").read()
-            weight = ops.unpack_24(values, meta)
-            turned = isinstance(self._linears[name], Conv1D)
-            tensors[f"{name}.weight"] = weight.T.contiguous() if turned else weight
-        return tensors | {name: one.read() for name, one in stored.items()}
+            if isinstance(self._linears[name], Conv1D):
+                tensors[f"{name}.weight"] = tensors[f"{name}.weight"].T.contiguous()
+        return tensors
 
     def finish(self, entries: Iterable[Entry]) -> None:
         """Index, config and the source's other files."""
@@ -74,9 +80,9 @@ class Output:
         metadata = {"total_parameters": parameters, "total_size": total}
         write_json(self._folder / INDEX, {"metadata": metadata, "weight_map": layout})
 
-    def _write(self, number: int, tensors: Mapping[str, Tensor | Stored]) -> Entry:
+    def _write(self, number: int, tensors: Mapping[str, Tensor | Stored | Made]) -> Entry:
         file = f"model-{number + 1:05d}-of-{len(self._blocks) + 1:05d}.safetensors"
-        kept: dict[str, Tensor | Stored] = dict(tensors)
+        kept: dict[str, Tensor | Stored | Made] = dict(tensors)
         packed, dense = [], {}
         for name in self._linears if self._packed else ():
             if f"{name}.weight" in kept and name not in self._reasons:
@@ -87,14 +93,15 @@ class Output:
                 else:
                     kept[f"{name}.weight"], kept[f"{name}.meta"] = values, meta
                     packed.append(name)
-        size = write_shard(self._folder / file, kept)
-        return {"file": file, "bytes": size, "names": list(kept), "packed": packed, "dense": dense}
+        saved = as_saved(self._skeleton.model, kept)
+        size = write_shard(self._folder / file, saved)
+        return {"file": file, "bytes": size, "names": list(saved), "packed": packed, "dense": dense}
 
-    def _pack(self, name: str, weight: Tensor | Stored) -> tuple[Tensor, Tensor]:
+    def _pack(self, name: str, weight: Tensor | Stored | Made) -> tuple[Tensor, Tensor]:
         turned = isinstance(self._linears[name], Conv1D)
-        if isinstance(weight, Stored):
-            if not turned:
-                pack(weight.read(LOOKED_AT))
+        if isinstance(weight, Stored) and not turned:
+            pack(weight.read(LOOKED_AT))
+        if not isinstance(weight, Tensor):
             weight = weight.read()
         return pack((weight.T if turned else weight).cpu())
 
@@ -110,3 +117,7 @@ class Output:
         turned = [name for name in packed if isinstance(self._linears[name], Conv1D)]
         dense = {name: reason for name, reason in outcome.items() if reason != PACKED}
         return WandaExtConfig(packed, turned, dense)
+
+
+def _unpacked(values: Stored, meta: Stored) -> Tensor:
+    return ops.unpack_24(values.read(), meta.read())

@@ -15,6 +15,20 @@ inline Tensor new_workspace(const Tensor& like, std::size_t bytes) {
   return torch::stable::new_empty(like, Sizes{static_cast<std::int64_t>(bytes)}, ScalarType::Byte);
 }
 
+// CUDA kernels read x 16 bytes at a time; what does not lie so is copied.
+inline ConstMatrixView on_16_bytes(Rows& x) {
+  const ConstMatrixView view = x.view;
+  const bool fits =
+      reinterpret_cast<std::uintptr_t>(view.data) % 16 == 0 && (view.rows <= 1 || view.ld % 8 == 0);
+  if (fits) return view;
+  const std::int64_t ld = (view.cols + 7) / 8 * 8;
+  Tensor copy = torch::stable::new_empty(x.tensor, Sizes{view.rows, ld});
+  Tensor columns = torch::stable::narrow(copy, 1, 0, view.cols);
+  torch::stable::copy_(columns, torch::stable::reshape(x.tensor, Sizes{view.rows, view.cols}));
+  x.tensor = copy;
+  return {copy.data_ptr(), view.rows, view.cols, ld, view.dtype};
+}
+
 struct SumsqArguments {
   Rows x;
   double* acc;
@@ -129,6 +143,71 @@ struct LinearArguments {
     sizes.back() = packed.n;
     y = torch::stable::new_empty(x_tensor, sizes);
     y_view = {y.data_ptr(), x.view.rows, packed.n, packed.n, packed.dtype};
+  }
+};
+
+struct PackBitmapArguments {
+  MatrixView weight;
+  std::int32_t* bad;
+  Tensor values, mask;  // returned
+
+  PackBitmapArguments(const char* op, const Tensor& weight_tensor,
+                      const std::optional<Tensor>& bad_tensor)
+      : weight(weight_view(op, weight_tensor)),
+        bad(data_or_null<std::int32_t>(op, "bad", bad_tensor, ScalarType::Int, {1},
+                                       weight_tensor)) {
+    const std::int64_t row_tiles = bitmap_row_tiles(weight.rows);
+    const std::int64_t column_tiles = bitmap_column_tiles(weight.cols);
+    values =
+        torch::stable::new_empty(weight_tensor, Sizes{row_tiles, column_tiles, kBitmapTileValues});
+    mask = torch::stable::new_empty(weight_tensor, Sizes{row_tiles, column_tiles, kBitmapTileMasks},
+                                    ScalarType::Int);
+  }
+
+  std::int32_t* mask_words() const { return static_cast<std::int32_t*>(mask.data_ptr()); }
+};
+
+struct UnpackBitmapArguments {
+  Bitmap packed;
+  Surplus surplus;
+  Tensor weight;  // returned
+  MatrixView view;
+
+  UnpackBitmapArguments(const char* op, const Tensor& values, const Tensor& mask, std::int64_t n,
+                        std::int64_t k, const std::optional<Tensor>& surplus_rows,
+                        const std::optional<Tensor>& surplus_columns,
+                        const std::optional<Tensor>& surplus_values)
+      : packed(bitmap_of(op, values, mask, n, k)),
+        surplus(surplus_of(op, surplus_rows, surplus_columns, surplus_values, n, values)),
+        weight(torch::stable::new_empty(values, Sizes{n, k})),
+        view(weight_view(op, weight)) {}
+};
+
+struct LinearBitmapArguments {
+  Rows x;
+  Bitmap packed;
+  Surplus surplus;
+  const void* bias;
+  Tensor y;  // returned
+  MatrixView y_view;
+
+  LinearBitmapArguments(const char* op, const Tensor& x_tensor, const Tensor& values,
+                        const Tensor& mask, std::int64_t n,
+                        const std::optional<Tensor>& bias_tensor,
+                        const std::optional<Tensor>& surplus_rows,
+                        const std::optional<Tensor>& surplus_columns,
+                        const std::optional<Tensor>& surplus_values)
+      : x(rows_of(op, x_tensor)), packed(bitmap_of(op, values, mask, n, x.view.cols)) {
+    check(x_tensor.device() == values.device(), op,
+          "x must be on the device of values; move it there");
+    check(x.view.dtype == packed.dtype, op, "x must have the dtype of values, ",
+          name_of(values.scalar_type()), ", got ", name_of(x_tensor.scalar_type()));
+    surplus = surplus_of(op, surplus_rows, surplus_columns, surplus_values, n, values);
+    bias = data_or_null<const void>(op, "bias", bias_tensor, values.scalar_type(), {n}, values);
+    Sizes sizes = sizes_of(x_tensor);
+    sizes.back() = n;
+    y = torch::stable::new_empty(x_tensor, sizes);
+    y_view = {y.data_ptr(), x.view.rows, n, n, packed.dtype};
   }
 };
 

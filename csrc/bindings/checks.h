@@ -12,9 +12,7 @@
 #include <string>
 #include <vector>
 
-#include "wanda_ext/matrix_view.h"
-#include "wanda_ext/nm24.h"
-#include "wanda_ext/status.h"
+#include "wanda_ext/ops.h"
 
 namespace wanda_ext::bindings {
 
@@ -169,6 +167,44 @@ inline Packed packed_of(const char* op, const Tensor& values, const Tensor& meta
   const MetaOrder order = order_of(op, "order", order_number);
   check_tensor(op, "meta", meta, ScalarType::Short, meta_sizes(order, n, k), values);
   return {n, k, order, dtype, values.data_ptr(), static_cast<const std::int16_t*>(meta.data_ptr())};
+}
+
+// The surplus of a bitmap of n rows: three tensors, or none of them.
+inline Surplus surplus_of(const char* op, const std::optional<Tensor>& rows,
+                          const std::optional<Tensor>& columns, const std::optional<Tensor>& values,
+                          std::int64_t n, const Tensor& like) {
+  check(rows.has_value() == columns.has_value() && rows.has_value() == values.has_value(), op,
+        "a surplus is surplus_rows, surplus_columns and surplus_values; pass all three or none");
+  if (!rows.has_value()) return {};
+  check(columns->dim() == 1, op, "surplus_columns must be of shape [count], got ",
+        text(sizes_of(*columns)));
+  const std::int64_t count = columns->size(0);
+  check_tensor(op, "surplus_rows", *rows, ScalarType::Int, {n + 1}, like);
+  check_tensor(op, "surplus_columns", *columns, ScalarType::Int, {count}, like);
+  check_tensor(op, "surplus_values", *values, like.scalar_type(), {count}, like);
+  return {static_cast<const std::int32_t*>(rows->data_ptr()),
+          static_cast<const std::int32_t*>(columns->data_ptr()), values->data_ptr(), count};
+}
+
+// values [n16,k128,1024] and mask [n16,k128,64] of an [n,k] weight, checked against each other.
+struct Bitmap {
+  std::int64_t n;
+  std::int64_t k;
+  DType dtype;
+  const void* values;
+  const std::int32_t* mask;
+};
+
+inline Bitmap bitmap_of(const char* op, const Tensor& values, const Tensor& mask, std::int64_t n,
+                        std::int64_t k) {
+  check(n >= 0 && k >= 0, op, "n and k must not be negative, got n ", n, ", k ", k);
+  const std::int64_t row_tiles = bitmap_row_tiles(n), column_tiles = bitmap_column_tiles(k);
+  const DType dtype = dtype_of(op, "values", values);
+  check_tensor(op, "values", values, values.scalar_type(),
+               {row_tiles, column_tiles, kBitmapTileValues}, values);
+  check_tensor(op, "mask", mask, ScalarType::Int, {row_tiles, column_tiles, kBitmapTileMasks},
+               values);
+  return {n, k, dtype, values.data_ptr(), static_cast<const std::int32_t*>(mask.data_ptr())};
 }
 
 }  // namespace wanda_ext::bindings

@@ -1,4 +1,5 @@
-// The one schema block. Kernels register beside their code: prune.cpp, sparse.cpp, *_cuda.cpp.
+// The one schema block. Kernels register beside their code: prune.cpp, sparse.cpp, bitmap.cpp,
+// *_cuda.cpp.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(wanda_ext, m) {
@@ -13,4 +14,12 @@ STABLE_TORCH_LIBRARY(wanda_ext, m) {
   m.def("unpack_24(Tensor values, Tensor meta, int order) -> Tensor");
   m.def("order_meta_24(Tensor meta, int n, int k, int src, int dst) -> Tensor");
   m.def("linear_24(Tensor x, Tensor values, Tensor meta, int order, Tensor? bias=None) -> Tensor");
+  m.def("pack_bitmap(Tensor weight, Tensor(a!)? bad=None) -> (Tensor, Tensor)");
+  m.def(
+      "unpack_bitmap(Tensor values, Tensor mask, int n, int k, Tensor? surplus_rows=None, "
+      "Tensor? surplus_columns=None, Tensor? surplus_values=None) -> Tensor");
+  m.def(
+      "linear_bitmap(Tensor x, Tensor values, Tensor mask, int n, Tensor? bias=None, "
+      "Tensor? surplus_rows=None, Tensor? surplus_columns=None, Tensor? surplus_values=None) "
+      "-> Tensor");
 }

@@ -41,16 +41,6 @@ Tensor order_meta_24(const Tensor& meta, std::int64_t n, std::int64_t k, std::in
   return args.moved;
 }
 
-// The kernels read 16 bytes at a time; what does not lie so is copied.
-ConstMatrixView on_16_bytes(Rows& x) {
-  const ConstMatrixView& view = x.view;
-  const bool fits =
-      reinterpret_cast<std::uintptr_t>(view.data) % 16 == 0 && (view.rows <= 1 || view.ld % 8 == 0);
-  if (fits) return view;
-  x.tensor = torch::stable::clone(torch::stable::contiguous(x.tensor));
-  return {x.tensor.data_ptr(), view.rows, view.cols, view.cols, view.dtype};
-}
-
 Tensor linear_24(const Tensor& x, const Tensor& values, const Tensor& meta, std::int64_t order,
                  const std::optional<Tensor>& bias) {
   const char* op = "linear_24";

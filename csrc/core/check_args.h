@@ -32,6 +32,17 @@ inline Status check_matrix(const char* op, const char* name, const ConstMatrixVi
   return {};
 }
 
+// Of a linear: y has a row for each token of x, and its dtype.
+inline Status check_same_rows(const char* op, const ConstMatrixView& x, const MatrixView& y) {
+  if (y.rows != x.rows || y.dtype != x.dtype) {
+    return make_error(StatusCode::kInvalidArgument,
+                      "%s: y must have the rows and dtype of x, %lld of %s, got %lld of %s", op,
+                      static_cast<long long>(x.rows), name_of(x.dtype),
+                      static_cast<long long>(y.rows), name_of(y.dtype));
+  }
+  return {};
+}
+
 inline Status check_prune_rows(const MatrixView& weight, std::int64_t n_prune) {
   if (Status status = check_matrix("prune_rows", "weight", weight); !status.ok()) return status;
   if (weight.cols > kMaxCols) {

@@ -1,12 +1,14 @@
 // linear_24 against its summation tree in plain loops, bit for bit, and against a double sum.
 #include "check.h"
 #include "wanda_ext/ops.h"
+#include "workspace.h"
 
 namespace wanda_ext {
 namespace {
 
 using testing::Matrix;
 using testing::Random;
+using testing::Workspace;
 
 constexpr MetaOrder kAllOrders[] = {MetaOrder::kCanonical, MetaOrder::kSm80, MetaOrder::kSm90};
 
@@ -81,21 +83,6 @@ Matrix linear_by_hand(const Problem& problem, bool with_bias) {
   }
   return y;
 }
-
-class Workspace {
- public:
-  explicit Workspace(std::size_t bytes) : bytes_(bytes), memory_(bytes + 128, 0x5a) {}
-  ~Workspace() {
-    for (std::size_t i = 0; i < 64; ++i) CHECK(data()[bytes_ + i] == 0x5a);
-  }
-  unsigned char* data() {
-    return memory_.data() + (64 - reinterpret_cast<std::uintptr_t>(memory_.data()) % 64) % 64;
-  }
-
- private:
-  std::size_t bytes_;
-  std::vector<unsigned char> memory_;
-};
 
 Matrix linear(Problem& problem, MetaOrder order, bool with_bias, int threads) {
   const std::int64_t n = problem.n(), k = problem.k();

@@ -76,17 +76,17 @@ void test_groups(DType dtype) {
 // Every pattern of three scores in a group of four, -0.0 and zero norms among them.
 void test_ties(DType dtype) {
   const float values[] = {-0.0f, 1.0f, -2.0f};
-  Matrix weight(dtype, 1, 81 * 8);
-  for (std::int64_t pattern = 0; pattern < 81 * 2; ++pattern) {
+  Matrix weight(dtype, 1, 81 * 32);
+  for (std::int64_t pattern = 0; pattern < 81 * 8; ++pattern) {
     std::int64_t rest = pattern;
     for (std::int64_t i = 0; i < 4; ++i, rest /= 3) {
       weight.set(0, pattern * 4 + i, values[rest % 3]);
     }
   }
   Random random(1);
-  std::vector<float> norm(81 * 8);
+  std::vector<float> norm(81 * 32);
   for (float& value : norm) value = static_cast<float>(random.below(3));
-  for (int group : {2, 4, 6, 8, 12}) {
+  for (int group : {2, 4, 6, 8, 12, 16, 32}) {
     for (int keep = 1; keep <= group; ++keep) {
       test_against_sort(weight, {}, keep, group);
       test_against_sort(weight, norm, keep, group);

@@ -5,13 +5,15 @@
 // are finite, then again, out of the cache, to be ranked and written.
 //
 // Groups of 4 and 8 are ranked in vector registers, at little more than the cost of the memory
-// traffic (nm_registers.h). Other groups are ranked kLanes at a time, one a vector lane.
+// traffic (nm_registers.h); of 16 and 32, the highest score that is pruned is selected there
+// (nm_selection.h). Other groups are ranked kLanes at a time, one a vector lane.
 #include <cstring>
 #include <vector>
 
 #include "core/check_args.h"
 #include "dtype.h"
 #include "nm_registers.h"
+#include "nm_selection.h"
 #include "parallel_chunks.h"
 #include "scores.h"
 #include "simd.h"
@@ -62,14 +64,29 @@ WANDA_EXT_INLINE bool is_finite_row(const T* row, const float* input_norm, float
   return true;
 }
 
+// How many columns of a row are pruned at once.
+template <int kGroup, int kBytes>
+constexpr int kColumnsAtOnce = kGroup <= 8 ? kBytes / 2 : kGroup * kBytes / 4;
+
+template <int kGroup, int kBytes, typename T>
+WANDA_EXT_INLINE void prune_at_once(T* w, const float* input_norm, int prune) {
+  if constexpr (kGroup <= 8) {
+    prune_columns<kGroup, kBytes>(w, input_norm, prune);
+  } else {
+    prune_groups<kGroup, kBytes>(w, input_norm, prune);
+  }
+}
+
 template <int kGroup, int kBytes, typename T>
 WANDA_EXT_INLINE void prune_in_registers(T* row, const T* next_row, const float* input_norm,
                                          int prune, std::int64_t k) {
-  constexpr int kColumns = kBytes / 2;
+  constexpr int kColumns = kColumnsAtOnce<kGroup, kBytes>;
+  constexpr int kPerLine = 64 / static_cast<int>(sizeof(T));
   std::int64_t c = 0;
   for (; c + kColumns <= k; c += kColumns) {
-    __builtin_prefetch(next_row + c, 0, 2);  // into L2: L1 holds this row and the norms
-    prune_columns<kGroup, kBytes>(row + c, input_norm + c, prune);
+    // Into L2: L1 holds this row and the norms.
+    for (int i = 0; i < kColumns; i += kPerLine) __builtin_prefetch(next_row + c + i, 0, 2);
+    prune_at_once<kGroup, kBytes>(row + c, input_norm + c, prune);
   }
   if (c == k) return;
   T rest[kColumns] = {};
@@ -77,7 +94,7 @@ WANDA_EXT_INLINE void prune_in_registers(T* row, const T* next_row, const float*
   const auto columns = static_cast<std::size_t>(k - c);
   std::memcpy(rest, row + c, columns * sizeof(T));
   std::memcpy(rest_norm, input_norm + c, columns * sizeof(float));
-  prune_columns<kGroup, kBytes>(rest, rest_norm, prune);
+  prune_at_once<kGroup, kBytes>(rest, rest_norm, prune);
   std::memcpy(row + c, rest, columns * sizeof(T));
 }
 
@@ -136,6 +153,10 @@ WANDA_EXT_INLINE std::int64_t prune_range(const Range& range) {
       prune_in_registers<4, kBytes>(row, next_row, input_norm, group - keep, k);
     } else if (group == 8) {
       prune_in_registers<8, kBytes>(row, next_row, input_norm, group - keep, k);
+    } else if (group == 16) {
+      prune_in_registers<16, kBytes>(row, next_row, input_norm, group - keep, k);
+    } else if (group == 32) {
+      prune_in_registers<32, kBytes>(row, next_row, input_norm, group - keep, k);
     } else {
       prune_in_lanes(row, input_norm, group, group - keep, k);
     }

@@ -1,11 +1,13 @@
 // prune_nm on the device: keeps the `keep` highest scores of each `group` columns, in place.
 //
-// Groups of 4 and 8 in rows that lie on 16 bytes: a CTA takes a row, a thread whole groups of it,
-// in registers, and ranks a weight by counting the lower ones. Every other group: the lanes of a
-// warp take a column each, as many whole groups as fit, and see each other's keys by shuffles; a
-// row is read twice, the second time out of the cache.
+// Groups of 4, 8, 16 and 32 in rows that lie on 16 bytes: a CTA takes a row, a thread whole groups
+// of it, in registers. In 4 and 8 it ranks a weight by counting the lower ones. Counting takes the
+// square of the group; 16 and 32 it sorts, by min and max, to find the lowest key that stays. Every
+// other group: the lanes of a warp take a column each, as many whole groups as fit, and see each
+// other's keys by shuffles; a row is read twice, the second time out of the cache.
 //
 // Memory: 2 bytes read and 2 written a weight of a 16-bit type; the norms come from the L1 cache.
+#include <algorithm>
 #include <cstdint>
 
 #include "check_rows.h"
@@ -15,6 +17,52 @@
 namespace wanda_ext {
 namespace cuda {
 namespace {
+
+// Batcher's odd-even merge sort, ascending: 63 exchanges of 16 keys, 191 of 32.
+template <int kCount>
+__device__ void sort_keys(unsigned (&keys)[kCount]) {
+#pragma unroll
+  for (int sorted = 1; sorted < kCount; sorted *= 2) {
+#pragma unroll
+    for (int apart = sorted; apart > 0; apart /= 2) {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        const int low = i, high = i + apart;
+        const bool meet = low % (2 * apart) >= apart % sorted &&
+                          (low - apart % sorted) % (2 * apart) < apart && high < kCount &&
+                          low / (2 * sorted) == high / (2 * sorted);
+        if (!meet) continue;
+        const unsigned lower = std::min(keys[low], keys[high]),
+                       upper = std::max(keys[low], keys[high]);
+        keys[low] = lower;
+        keys[high] = upper;
+      }
+    }
+  }
+}
+
+// kept_of_group for large groups: whatever is higher than the lowest key that stays; of those equal
+// to it the higher columns.
+template <int kGroup>
+__device__ unsigned kept_of_large_group(const unsigned* keys, int prune) {
+  unsigned sorted[kGroup];
+#pragma unroll
+  for (int i = 0; i < kGroup; ++i) sorted[i] = keys[i];
+  sort_keys(sorted);
+  unsigned lowest = sorted[0];
+#pragma unroll
+  for (int i = 1; i < kGroup; ++i) lowest = i == prune ? sorted[i] : lowest;
+  unsigned kept = 0, equal = 0;
+#pragma unroll
+  for (int i = 0; i < kGroup; ++i) {
+    kept |= static_cast<unsigned>(keys[i] > lowest) << i;
+    equal |= static_cast<unsigned>(keys[i] == lowest) << i;
+  }
+  for (int extra = __popc(kept) + __popc(equal) - (kGroup - prune); extra > 0; --extra) {
+    equal &= equal - 1;
+  }
+  return kept | equal;
+}
 
 template <typename T, typename Shape, int kGroup>
 struct PruneGroups {
@@ -34,7 +82,8 @@ struct PruneGroups {
     Values kept;
 #pragma unroll
     for (int first = 0; first < Shape::kVec; first += kGroup) {
-      const unsigned mask = kept_of_group<kGroup>(keys.at + first, prune);
+      const unsigned mask = kGroup <= 8 ? kept_of_group<kGroup>(keys.at + first, prune)
+                                        : kept_of_large_group<kGroup>(keys.at + first, prune);
 #pragma unroll
       for (int i = 0; i < kGroup; ++i) {
         kept.at[first + i] = kept_or_zero(values.at[first + i], mask >> i & 1);
@@ -81,12 +130,20 @@ __global__ void __launch_bounds__(1024)
 template <typename T, int kGroup>
 Status prune_groups(MatrixView weight, const float* input_norm, int prune, std::int32_t* bad,
                     cudaStream_t stream) {
-  return with_tiles(weight.cols, [&](auto shape, unsigned threads) {
+  const auto start = [&](auto shape, unsigned threads) {
     using Shape = decltype(shape);
     const PruneGroups<T, Shape, kGroup> work{static_cast<T*>(weight.data), weight.ld, input_norm,
                                              prune};
     return launch_check_then_write<T, Shape>("prune_nm", weight, work, bad, threads, stream);
-  });
+  };
+  if constexpr (kGroup <= kColumnsPerTile) {
+    return with_tiles(weight.cols, start);
+  } else {  // a tile is a group, and a thread has registers for one
+    const std::int64_t groups = weight.cols / kGroup;
+    const unsigned threads = threads_for(groups, 1, 512);
+    if (groups <= 512) return start(RowShape<kGroup, 1, 16, 512>(), threads);
+    return start(RowShape<kGroup, 0, 16, 512>(), threads);
+  }
 }
 
 }  // namespace
@@ -104,6 +161,8 @@ Status prune_nm(MatrixView weight, const float* input_norm, int keep, int group,
     using T = decltype(element);
     if (aligned && group == 4) return prune_groups<T, 4>(weight, input_norm, prune, bad, stream);
     if (aligned && group == 8) return prune_groups<T, 8>(weight, input_norm, prune, bad, stream);
+    if (aligned && group == 16) return prune_groups<T, 16>(weight, input_norm, prune, bad, stream);
+    if (aligned && group == 32) return prune_groups<T, 32>(weight, input_norm, prune, bad, stream);
     return launch(op, prune_any_group<T>, dim3(static_cast<unsigned>(weight.rows)),
                   dim3(threads_for(weight.cols, 4, 1024)), stream, static_cast<T*>(weight.data),
                   weight.ld, static_cast<int>(weight.cols), input_norm, prune, group, bad);

@@ -4,11 +4,7 @@
 
 #include <cstdint>
 
-#if defined(__CUDACC__)
-#define WANDA_EXT_HOST_DEVICE __host__ __device__
-#else
-#define WANDA_EXT_HOST_DEVICE
-#endif
+#include "wanda_ext/host_device.h"
 
 namespace wanda_ext {
 

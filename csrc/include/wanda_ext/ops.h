@@ -17,6 +17,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "wanda_ext/bitmap.h"
 #include "wanda_ext/matrix_view.h"
 #include "wanda_ext/nm24.h"
 #include "wanda_ext/parallel.h"
@@ -74,6 +75,37 @@ Status order_meta_24(const std::int16_t* src, MetaOrder src_order, std::int16_t*
 std::size_t linear_24_workspace(std::int64_t m, std::int64_t n, std::int64_t k, int threads);
 Status linear_24(ConstMatrixView x, const void* values, const std::int16_t* meta, MetaOrder order,
                  const void* bias, MatrixView y, void* workspace, const ParallelFor& parallel);
+
+// The non-zeros that a bitmap's records have no room for: a CSR list, sorted by row, then column.
+// Row r of the matrix owns the entries [rows[r], rows[r + 1]); rows[0] need not be 0, so that a
+// view of some rows is rows + first. No surplus: rows is null.
+struct Surplus {
+  const std::int32_t* rows = nullptr;     // [n + 1]
+  const std::int32_t* columns = nullptr;  // [count], in [0, k)
+  const void* values = nullptr;           // [count], of the dtype of the matrix
+  std::int64_t count = 0;
+};
+
+// values [n16,k128,1024] and mask [n16,k128,64] (bitmap.h), both contiguous, from a weight with at
+// most 16 non-zeros in each record; any n and k. Any zero is stored +0.0. Of a record with more the
+// 16 lowest columns are kept; the lowest row that holds one is reported in `bad`, or -1.
+Status pack_bitmap(ConstMatrixView weight, void* values, std::int32_t* mask, std::int32_t* bad,
+                   const ParallelFor& parallel);
+
+// The exact inverse: weight [n,k], the surplus written into it. Of a matrix in row tiles, rows
+// [16 * i, ...) start at tile i * k128 of values and mask.
+Status unpack_bitmap(const void* values, const std::int32_t* mask, const Surplus& surplus,
+                     MatrixView weight, const ParallelFor& parallel);
+
+// y [m,n] = x [m,k] @ W^T (+ bias [n]), W packed as by pack_bitmap, with its surplus; x, values,
+// surplus, bias and y of one dtype, fp32 accumulation in an order that depends on m, k and the
+// surplus of a row alone. A pruned column of x may meet its zero or not: an infinite or NaN element
+// of x reaches y through the columns that are not zero, and may through others.
+// workspace: linear_bitmap_workspace(m, n, k, parallel.threads) bytes, 64-byte aligned.
+std::size_t linear_bitmap_workspace(std::int64_t m, std::int64_t n, std::int64_t k, int threads);
+Status linear_bitmap(ConstMatrixView x, const void* values, const std::int32_t* mask,
+                     const Surplus& surplus, const void* bias, MatrixView y, void* workspace,
+                     const ParallelFor& parallel);
 
 // The same ops on device memory and the caller's stream, capturable in a CUDA graph.
 namespace cuda {
@@ -139,6 +171,24 @@ std::size_t linear_24_workspace(Linear24Choice choice, std::int64_t m, std::int6
 Status linear_24(ConstMatrixView x, const void* values, const std::int16_t* meta, MetaOrder order,
                  const void* bias, MatrixView y, Linear24Choice choice, void* workspace,
                  cudaStream_t stream);
+
+// A surplus lies in device memory too; what of it points outside [0, count) or [0, k) is skipped.
+Status pack_bitmap(ConstMatrixView weight, void* values, std::int32_t* mask, std::int32_t* bad,
+                   cudaStream_t stream);
+Status unpack_bitmap(const void* values, const std::int32_t* mask, const Surplus& surplus,
+                     MatrixView weight, cudaStream_t stream);
+
+// y [m,n] = x [m,k] @ W^T (+ bias [n]) for m <= kMaxBitmapTokens; more tokens are better served by
+// a dense product with what unpack_bitmap gives, some rows at a time. bf16 or fp16, fp32
+// accumulation in an order that depends on m, n, k and the device's number of SMs alone, one
+// rounding. x, values and mask start on 16 bytes, x.ld % 8 == 0 (columns past k are not read), y is
+// contiguous (y.ld == n). workspace: linear_bitmap_workspace(m, n, k) bytes of device memory on 16
+// bytes, asked while the device is the current one.
+constexpr std::int64_t kMaxBitmapTokens = 16;
+std::size_t linear_bitmap_workspace(std::int64_t m, std::int64_t n, std::int64_t k);
+Status linear_bitmap(ConstMatrixView x, const void* values, const std::int32_t* mask,
+                     const Surplus& surplus, const void* bias, MatrixView y, void* workspace,
+                     cudaStream_t stream);
 
 // "4.2.0": the CUTLASS headers this library was compiled with.
 const char* cutlass_version();

@@ -24,9 +24,9 @@ void test_same_bits(const PruneCase& test, int keep, int group) {
 void test_random(Random& random) {
   for (int i = 0; i < 900; ++i) {
     simt::reverse_order = i % 2 == 1;
-    const int common[] = {4, 8};
+    const int common[] = {4, 8, 16, 32};
     const int group =
-        random.below(3) ? common[random.below(2)] : 1 + static_cast<int>(random.below(kMaxGroup));
+        random.below(3) ? common[random.below(4)] : 1 + static_cast<int>(random.below(kMaxGroup));
     const std::int64_t groups = 1 + random.below(random.below(6) == 0 ? 200 : 20);
     const PruneCase test = testing::random_prune_case(random, 1 + random.below(3), groups * group);
     test_same_bits(test, 1 + static_cast<int>(random.below(group)), group);
@@ -35,8 +35,9 @@ void test_random(Random& random) {
 
 // Rows of every way to be held, each with the largest and smallest of its length.
 void test_lengths(Random& random) {
-  for (const std::int64_t k : {8, 8192, 8200, 32768, 32776, 131072}) {
-    for (const int group : {4, 8}) {
+  for (const std::int64_t k : {8, 8192, 8200, 16384, 16416, 32768, 32776, 131072}) {
+    for (const int group : {4, 8, 16, 32}) {
+      if (k % group != 0) continue;
       test_same_bits(PruneCase(random, DType::kBFloat16, 1, k, 0, true), group / 2, group);
     }
   }

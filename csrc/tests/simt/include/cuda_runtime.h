@@ -6,6 +6,7 @@
 #include <map>
 #include <tuple>
 
+#include "../bitmap_ptx.h"
 #include "../mma_sp.h"
 #include "../simt.h"
 
@@ -19,7 +20,9 @@ namespace simt {
 struct Device {
   int major, minor, sms;
 };
-constexpr std::array<Device, 4> kDevices = {{{8, 0, 108}, {9, 0, 132}, {7, 5, 40}, {12, 0, 170}}};
+// The last ones have so few SMs that each works on much of a small problem.
+constexpr std::array<Device, 7> kDevices = {
+    {{8, 0, 108}, {9, 0, 132}, {7, 5, 40}, {12, 0, 170}, {8, 0, 1}, {8, 0, 3}, {9, 0, 7}}};
 inline int device = 0;  // the current one
 
 }  // namespace simt

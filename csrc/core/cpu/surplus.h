@@ -1,0 +1,35 @@
+// A surplus in the host's memory: that none of it points outside the matrix can be seen at once.
+#pragma once
+
+#include "core/check_bitmap.h"
+#include "wanda_ext/ops.h"
+
+namespace wanda_ext {
+
+// For a matrix of n rows and k columns.
+inline Status check_surplus_entries(const char* op, const Surplus& surplus, std::int64_t n,
+                                    std::int64_t k) {
+  if (Status status = check_surplus(op, surplus); !status.ok()) return status;
+  if (surplus.rows == nullptr || n == 0) return {};
+  std::int64_t offset = 0;
+  for (std::int64_t r = 0; r <= n; ++r) {
+    if (surplus.rows[r] < offset || surplus.rows[r] > surplus.count) {
+      return make_error(StatusCode::kInvalidArgument,
+                        "%s: the rows of a surplus must ascend from 0 to its count, %lld; got %d "
+                        "after %lld at row %lld",
+                        op, static_cast<long long>(surplus.count), surplus.rows[r],
+                        static_cast<long long>(offset), static_cast<long long>(r));
+    }
+    offset = surplus.rows[r];
+  }
+  bool inside = true;
+  for (std::int64_t i = surplus.rows[0]; i < offset; ++i) {
+    inside &= surplus.columns[i] >= 0 && surplus.columns[i] < k;
+  }
+  if (inside) return {};
+  return make_error(StatusCode::kInvalidArgument,
+                    "%s: the columns of a surplus must be in [0, %lld), those of the weight", op,
+                    static_cast<long long>(k));
+}
+
+}  // namespace wanda_ext
