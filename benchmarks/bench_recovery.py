@@ -30,7 +30,7 @@ SPARSITIES = ("60%", "70%", "2:4")
 METHODS = ("wanda", "sparsegpt")
 EPOCHS = 2  # over the training text; the dense model has seen it about four times
 BATCH = 16
-LORA = {"r": 16, "lora_alpha": 32}
+LORA = LoraConfig(target_modules="all-linear", r=16, lora_alpha=32)
 LORA_RATE, FULL_RATE = 2e-3, 1e-3
 
 
@@ -89,7 +89,7 @@ class Bench:
         ids = self.held_out[: 8 * self.settings.seqlen].view(-1, self.settings.seqlen)
         with torch.random.fork_rng():
             torch.manual_seed(self.settings.seed)
-            adapted = wanda_ext.add_adapters(model, LoraConfig(target_modules="all-linear", **LORA))
+            adapted = wanda_ext.add_adapters(model, LORA)
         self._train(adapted, LORA_RATE, lambda optimizer: None)
         with torch.no_grad():
             before = adapted(input_ids=ids).logits
@@ -113,7 +113,8 @@ class Bench:
             torch.manual_seed(self.settings.seed)
             model.train()
             for _ in range(EPOCHS):
-                for batch in windows[torch.randperm(len(windows))].split(BATCH):
+                for rows in torch.split(torch.randperm(len(windows)), BATCH):
+                    batch = windows[rows]
                     loss = model(input_ids=batch, labels=batch).loss
                     optimizer.zero_grad()
                     loss.backward()
@@ -194,9 +195,9 @@ def main() -> None:
     holds = shows(rows)
     print(holds)
     if not args.small:
-        training = {"epochs": EPOCHS, "batch": BATCH, "lora": LORA}
+        training = {"epochs": EPOCHS, "batch": BATCH, "r": LORA.r, "lora_alpha": LORA.lora_alpha}
         training |= {"lora learning rate": LORA_RATE, "full learning rate": FULL_RATE}
-        results = {"settings": asdict(bench.settings), "training": training}
+        results: dict[str, Any] = {"settings": asdict(bench.settings), "training": training}
         results |= {"dense": {"perplexity": bench.perplexity}, "patterns": rows, "shows": holds}
         harness.save("recovery.json", results)
 

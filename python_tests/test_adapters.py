@@ -127,7 +127,7 @@ def test_merged_in_place_and_back_and_switched_off():
 
 
 def test_two_adapters_in_one_batch_are_refused():
-    adapted = wanda_ext.add_adapters(pruned(), config())
+    adapted = wanda_ext.add_adapters(pruned(), config()).eval()
     with pytest.raises(ValueError, match="masked adapters cannot differ within a batch"):
         adapted(token_ids(2), adapter_names=["default", "__base__"])
 

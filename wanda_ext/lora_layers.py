@@ -35,9 +35,9 @@ class MaskedLora(PlainLora):
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, **options: Any) -> None:
         super().__init__(base_layer, adapter_name, **options)
-        weight = self.get_base_layer().weight.detach()
-        self.fan_in_fan_out = isinstance(self.get_base_layer(), Conv1D)
-        self.register_buffer("pruned", weight == 0, persistent=False)
+        base: Any = self.get_base_layer()
+        self.fan_in_fan_out = isinstance(base, Conv1D)
+        self.register_buffer("pruned", base.weight.detach() == 0, persistent=False)
 
     def get_delta_weight(self, adapter: str) -> Tensor:
         """What merging adds to the weight, in the weight's shape."""
@@ -52,7 +52,7 @@ class MaskedLora(PlainLora):
             )
         if self.disable_adapters or self.merged:
             return super().forward(x, *args, **kwargs)  # type: ignore[no-any-return]
-        base = self.get_base_layer()
+        base: Any = self.get_base_layer()
         weight, bias = base.weight, base.bias
         dropped: list[Tensor] = []
         for adapter in self.active_adapters:
@@ -89,7 +89,11 @@ CANNOT_MERGE = (
     "{} is packed and cannot take adapters in: keep them separate (save_pretrained saves them "
     "alone), or train and merge them before the model is packed"
 )
-LAYERS = {nn.Linear: MaskedLora, Conv1D: MaskedLora, SparseLinear24: PackedLora}
+LAYERS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Linear: MaskedLora,
+    Conv1D: MaskedLora,
+    SparseLinear24: PackedLora,
+}
 
 
 def register(config: LoraConfig) -> LoraConfig:
