@@ -216,8 +216,7 @@ def test_ctrl_c_says_what_was_done(
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    layer = "transformers.models.llama.modeling_llama.LlamaMLP.forward"
-    monkeypatch.setattr(layer, interrupt)
+    monkeypatch.setattr("wanda_ext.run.pruned_block", interrupt)
     assert prune(saved, tmp_path / "out") == 130
     said = one_line(capsys)
     assert "interrupted, nothing was written; until then: " in said
