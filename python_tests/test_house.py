@@ -40,6 +40,8 @@ TESTED_WITH = {  # modules whose tests are in another's file
     "page_tables": "page",
     "reconstruct": "repair",
     "repair_report": "repair",
+    "stopped": "prune",
+    "twins": "block_errors",
     "writer": "stream",
 }
 MORE_TESTS = {  # not named after a module

@@ -9,83 +9,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from transformers.pytorch_utils import Conv1D
 
-from wanda_ext.blocks import find_blocks
 from wanda_ext.calibration import Batch
 from wanda_ext.capture import hidden_of
-from wanda_ext.experts import layout_of
 from wanda_ext.interrupt import step
-from wanda_ext.lockstep import start_walk
-from wanda_ext.transfer import Copies, Visits
+from wanda_ext.lockstep import walking
+from wanda_ext.twins import BlockPair
 
 RANKED_TOKENS = 2048  # that linears are measured on one by one: a run of their block for each
-
-
-@dataclass(frozen=True)
-class Unit:
-    """A module that a prune has changed, and the same one of the dense model.
-
-    A linear, or the fused experts of a layer, which one module computes.
-    """
-
-    name: str
-    module: nn.Module
-    dense: nn.Module
-
-    @contextmanager
-    def exchanged(self) -> Iterator[None]:
-        """Each of the two models has the other's weights inside. Nothing is copied."""
-        self.exchange()
-        try:
-            yield
-        finally:
-            self.exchange()
-
-    def exchange(self) -> None:
-        for one, other in self._pairs():
-            one.data, other.data = other.data, one.data
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        """The pruned model gets the dense weights."""
-        for one, other in self._pairs():
-            one.copy_(other)
-
-    @property
-    def changed(self) -> bool:
-        return any(not torch.equal(one, other) for one, other in self._pairs())
-
-    def check(self) -> None:
-        """Raises ValueError where the two are not of one shape, dtype and device."""
-        for one, other in self._pairs():
-            told = [f"{list(t.shape)} {t.dtype} on {t.device}" for t in (one, other)]
-            if told[0] != told[1]:
-                raise ValueError(
-                    f"dense: expected the model as it was before the prune; {self.name} is "
-                    f"{told[1]} there and {told[0]} in the pruned one"
-                )
-
-    def _pairs(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
-        own = (self.module.parameters(recurse=False), self.dense.parameters(recurse=False))
-        return list(zip(*own, strict=True))
-
-
-@dataclass(frozen=True)
-class BlockPair:
-    """A block of both models, and what differs in it, in the order of the modules."""
-
-    name: str
-    module: nn.Module
-    dense: nn.Module
-    units: tuple[Unit, ...]
 
 
 @dataclass(frozen=True)
@@ -102,36 +40,6 @@ class BlockError:
     linears: dict[str, float] = field(default_factory=dict)
 
 
-def pair_blocks(model: nn.Module, dense: nn.Module, blocks: str | None = None) -> list[BlockPair]:
-    """The blocks of both models. Raises ValueError where they are not the same but for weights."""
-    ours, theirs = find_blocks(model, blocks), find_blocks(dense, blocks)
-    shapes = [[(n, type(m)) for n, m in one.named_modules()] for one in (model, dense)]
-    if shapes[0] != shapes[1]:
-        raise ValueError(
-            f"dense: expected a {type(model).__name__} of the same modules as the pruned model; "
-            "load it again from where the pruned one came from"
-        )
-    seen: set[int] = set()  # a weight that several modules share counts once
-    pairs = []
-    for (name, block), (_, twin) in zip(ours, theirs, strict=True):
-        units = []
-        for unit in _units(name, block, twin):
-            weights = {id(weight) for weight in unit.module.parameters(recurse=False)}
-            if not weights & seen:
-                unit.check()
-                units += [unit] if unit.changed else []
-            seen |= weights
-        pairs.append(BlockPair(name, block, twin, tuple(units)))
-    return pairs
-
-
-def _units(name: str, block: nn.Module, twin: nn.Module) -> Iterator[Unit]:
-    twins = dict(twin.named_modules())
-    for short, module in block.named_modules():
-        if isinstance(module, (nn.Linear, Conv1D)) or layout_of(module) is not None:
-            yield Unit(f"{name}.{short}", module, twins[short])
-
-
 @torch.no_grad()
 def block_errors(
     model: nn.Module,
@@ -143,31 +51,24 @@ def block_errors(
 ) -> list[BlockError]:
     """The errors of every block over the batches; both models are as they were afterwards.
 
-    pairs: from pair_blocks. device: where one block of each at a time is taken to; default: where
-    the models are. Linears are measured one by one on the first RANKED_TOKENS tokens.
+    pairs: from twins.pair_blocks. device: where one block of each at a time is taken to; default:
+    where the models are. Linears are measured one by one on the first RANKED_TOKENS tokens.
     """
     found = []
-    with ExitStack() as stack:
-        ours = [(pair.name, pair.module) for pair in pairs]
-        theirs = [(pair.name, pair.dense) for pair in pairs]
-        copies = None if device is None else stack.enter_context(Copies(device))
-        visits = (
-            []
-            if copies is None
-            else [Visits([block for _, block in blocks], copies) for blocks in (ours, theirs)]
-        )
-        pruned = stack.enter_context(closing(start_walk(model, ours, batches, copies)))
-        before = stack.enter_context(closing(start_walk(dense, theirs, batches, copies)))
+    ours = [(pair.name, pair.module) for pair in pairs]
+    theirs = [(pair.name, pair.dense) for pair in pairs]
+    with (
+        walking(model, ours, batches, device) as (pruned, visit),
+        walking(dense, theirs, batches, device) as (before, visit_dense),
+    ):
         for i, pair in enumerate(tqdm(pairs, "measuring", unit="block", disable=not progress)):
-            with ExitStack() as there:
-                for each in visits:
-                    there.enter_context(each.visit(i))
-                inside = _Inside(pair, before.keep)
+            inside = _Inside(pair, before.keep)
+            with visit(i), visit_dense(i):
                 with inside.watching():
                     before.advance(i)
                 pruned.advance(i)
-            if copies is not None:
-                copies.finish()
+            pruned.settle()
+            before.settle()
             grown = _Mean()
             for ours_j, theirs_j, keep in zip(
                 pruned.hidden, before.hidden, before.keep, strict=True

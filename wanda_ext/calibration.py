@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from wanda_ext.blocks import context_of, vocab_size_of
 from wanda_ext.calibration_text import text_windows
 
 Batch = dict[str, Tensor]
@@ -63,6 +64,17 @@ def calibration_batches(
     for i, batch in enumerate(batches):
         batches[i] = _checked(batch, f"calibration batch {i}", seqlen or context, vocab_size)
     return batches
+
+
+def read_by(model: nn.Module, tokenizer: Any) -> dict[str, Any]:
+    """What calibration_batches takes from the model: its limits, and its tokenizer where none is
+    given."""
+    own = getattr(model, "name_or_path", "")
+    return {
+        "tokenizer": own if tokenizer is None else tokenizer,
+        "context": context_of(model),
+        "vocab_size": vocab_size_of(model),
+    }
 
 
 def _split(ids: Tensor, batch_size: int | None) -> list[Batch]:

@@ -16,19 +16,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from wanda_ext.block_errors import BlockError, BlockPair, Unit, block_errors, pair_blocks
-from wanda_ext.blocks import (
-    check_prunable,
-    context_of,
-    preserved,
-    targets_of_block,
-    vocab_size_of,
-    weight_of,
-)
+from wanda_ext.block_errors import BlockError, block_errors
+from wanda_ext.blocks import preserved, targets_of_block, weight_of
+from wanda_ext.calibration import read_by
 from wanda_ext.held_out import held_out_batches, perplexity_of
 from wanda_ext.interrupt import held_back
 from wanda_ext.prune import usable_device
 from wanda_ext.report import PruneReport
+from wanda_ext.twins import BlockPair, Unit, pair_blocks
 
 MAX_RATIO = 1.1  # allowed where nothing else is asked: 10 percent more perplexity
 RESTORED = "restored by the gate"  # the status of a linear in the report
@@ -128,23 +123,19 @@ def gate(
     perplexity is not finite. A pruned model's may be: then it is infinity.
     """
     check_ratio(max_ratio)
-    check_prunable(model)
-    check_prunable(dense)
+    pairs = pair_blocks(model, dense, blocks)
     at = None if device is None else usable_device(device)
     if at is not None and any(len({p.device for p in m.parameters()}) > 1 for m in (model, dense)):
         raise ValueError(f"device={str(at)!r} moves models that are on several: leave device out")
-    pairs = pair_blocks(model, dense, blocks)
     with held_back(), preserved(model), preserved(dense):
         batches = held_out_batches(
             calib,
             windows,
-            tokenizer=getattr(model, "name_or_path", "") if tokenizer is None else tokenizer,
             nsamples=nsamples,
             seqlen=seqlen,
             seed=seed,
             batch_size=batch_size,
-            context=context_of(model),
-            vocab_size=vocab_size_of(model),
+            **read_by(model, tokenizer),
         )
         reference = perplexity_of(dense, batches, at)
         allowed = max_ratio * reference
@@ -156,9 +147,7 @@ def gate(
         final = pruned
         if fallback and pruned > allowed:
             ranked = _ranked([unit for pair in pairs for unit in pair.units], errors)
-            found = _fewest(
-                ranked, lambda: perplexity_of(model, batches, at), max_ratio * reference
-            )
+            found = _fewest(ranked, lambda: perplexity_of(model, batches, at), allowed)
             units, final = found or ([], pruned)
             for unit in units:
                 unit.restore()

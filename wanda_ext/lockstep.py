@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, contextmanager
 from queue import SimpleQueue
 from typing import Any
 
@@ -22,7 +22,7 @@ from wanda_ext.blocks import Block
 from wanda_ext.calibration import Batch
 from wanda_ext.capture import Call, GlueError, OrderError, Stop, forwards_replaced, hidden_of
 from wanda_ext.interrupt import step
-from wanda_ext.transfer import Copies
+from wanda_ext.transfer import Copies, Visit, copies_to, visits
 from wanda_ext.walk import Walk, moved
 
 
@@ -40,6 +40,22 @@ def start_walk(
         return Walk(model, blocks, batches, copies)
     except GlueError as reason:
         return Lockstep(model, blocks, batches, copies, why=str(reason))
+
+
+@contextmanager
+def walking(
+    model: nn.Module,
+    blocks: Sequence[Block],
+    batches: Sequence[Batch],
+    device: torch.device | None,
+) -> Iterator[tuple[Walk, Visit]]:
+    """A walk, and what has block i on the device inside."""
+    modules = [block for _, block in blocks]
+    with (
+        copies_to(modules, device) as copies,
+        closing(start_walk(model, blocks, batches, copies)) as walk,
+    ):
+        yield walk, visits(modules, copies)
 
 
 class Lockstep(Walk):

@@ -8,7 +8,6 @@ step that adds noise) is undone after each step, in the weight and in the optimi
 from __future__ import annotations
 
 from collections.abc import Iterable
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -45,12 +44,7 @@ class HeldMasks:
     def __enter__(self) -> HeldMasks:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.remove()
 
     def _masked(self, index: int, grad: Tensor) -> Tensor:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import platform
 import resource
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from time import perf_counter
 from typing import Any, Literal
 
@@ -14,30 +14,24 @@ import transformers
 from torch import nn
 from tqdm.auto import tqdm
 
-from wanda_ext.blocks import check_prunable, context_of, preserved, vocab_size_of
-from wanda_ext.calibration import Batch, calibration_batches
+from wanda_ext.blocks import check_prunable, preserved
+from wanda_ext.calibration import Batch, calibration_batches, read_by
 from wanda_ext.commit import check_method, pruned_block
 from wanda_ext.dispatch import check_tokens
 from wanda_ext.interrupt import held_back, step
-from wanda_ext.lockstep import start_walk
+from wanda_ext.lockstep import start_walk, walking
 from wanda_ext.methods import Method, get_method
 from wanda_ext.owl import has_owl, resolve_owl
 from wanda_ext.plan import PlannedBlock, check_packable, plan_blocks
 from wanda_ext.report import PruneReport
 from wanda_ext.sparsity import SparsitySpec, spec_text
+from wanda_ext.stopped import StoppedError, stopping
 from wanda_ext.swap import check_runnable, swap_pruned
-from wanda_ext.transfer import Copies, Visits
+from wanda_ext.transfer import copies_to, visits
 
 
-class PruneError(RuntimeError):
+class PruneError(StoppedError):
     """A prune that stopped. `report` tells which blocks are pruned; the others are untouched."""
-
-    def __init__(self, message: str, report: PruneReport) -> None:
-        super().__init__(message)
-        self.report = report
-
-    def __reduce__(self) -> tuple[type[PruneError], tuple[str, PruneReport]]:
-        return type(self), (str(self), self.report)  # pickle would pass on the message alone
 
 
 def prune_model(
@@ -103,17 +97,14 @@ def prune_model(
         batches = None
         if method.reads != "nothing" or has_owl(plan):
             report.status = "calibration"
-            own_tokenizer = getattr(model, "name_or_path", "")
             with preserved(model), report.timed("calibration"):
                 batches = calibration_batches(
                     calib,
-                    tokenizer=own_tokenizer if tokenizer is None else tokenizer,
                     nsamples=nsamples,
                     seqlen=seqlen,
                     seed=seed,
                     batch_size=batch_size,
-                    context=context_of(model),
-                    vocab_size=vocab_size_of(model),
+                    **read_by(model, tokenizer),
                 )
         with held_back(), preserved(model):
             _prune_blocks(model, plan, method, batches, at, report, progress)
@@ -133,21 +124,21 @@ def _prune_blocks(
     progress: bool,
 ) -> None:
     """Every block: on the device, statistics, zeros, what it passes on now, a line a linear."""
-    away = at is not None and any(p.device != at for b in plan for p in b.module.parameters())
     blocks = [(block.name, block.module) for block in plan]
+    whole = [block.module for block in plan]
     with ExitStack() as stack:
-        copies = stack.enter_context(Copies(at)) if at is not None and away else None
         walk = None
         if batches is not None and has_owl(plan):
             report.status = "capture"
-            with closing(start_walk(model, blocks, batches, copies)) as dense:
-                plan = resolve_owl(plan, dense, _visits(plan, copies))
+            with walking(model, blocks, batches, at) as (dense, visit):
+                plan = resolve_owl(plan, dense, visit)
+        copies = stack.enter_context(copies_to(whole, at))
         if batches is not None and method.reads != "nothing":
             report.status = "capture"
             with report.timed("capture"):
                 walk = stack.enter_context(closing(start_walk(model, blocks, batches, copies)))
             report.runner = walk.runner
-        visit = _visits(plan, copies)
+        visit = visits(whole, copies)
         last = max(i for i, block in enumerate(plan) if block.targets)
         for i, block in enumerate(tqdm(plan, "pruning", unit="block", disable=not progress)):
             report.status = block.name
@@ -159,15 +150,6 @@ def _prune_blocks(
                         walk.advance(i)
             report.linears += lines
             step()
-
-
-def _visits(
-    plan: list[PlannedBlock], copies: Copies | None
-) -> Callable[[int], AbstractContextManager[None]]:
-    """What has block i on the device inside: nothing where the model is there."""
-    if copies is None:
-        return lambda index: nullcontext()
-    return Visits([block.module for block in plan], copies).visit
 
 
 def usable_device(device: torch.device | str) -> torch.device:
@@ -213,23 +195,17 @@ def _reported(report: PruneReport, model: nn.Module, at: torch.device | None) ->
     cuda = [device for device in devices if device.type == "cuda"]
     for device in cuda:
         torch.cuda.reset_peak_memory_stats(device)
+
+    def left(where: str) -> str:
+        done = f"{len(report.pruned)} linears of the blocks before are pruned"
+        state = {"capture": "no block is changed", "swap": "all blocks are pruned"}
+        return f"stopped; {state.get(where, f'{done}, this block and later ones are unchanged')}"
+
     start = perf_counter()
     try:
-        yield
+        with stopping(report, PruneError, left, bad_input=("calibration",)):
+            yield
         report.status = "complete"
-    except BaseException as error:
-        where = report.status
-        report.status = f"stopped at {where}"
-        if where == "calibration" or not isinstance(error, Exception):  # bad input, or Ctrl-C
-            error.report = report  # type: ignore[attr-defined]
-            raise
-        done = len(report.pruned)
-        state = {"capture": "no block is changed", "swap": "all blocks are pruned"}.get(
-            where,
-            f"{done} linears of the blocks before are pruned, this block and later ones are "
-            "unchanged",
-        )
-        raise PruneError(f"{where}: {error} (stopped; {state})", report) from error
     finally:
         report.seconds = perf_counter() - start
         report.peak_memory = {"cpu": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}

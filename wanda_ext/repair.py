@@ -13,7 +13,7 @@ block makes good for what is left of the errors before it, too.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict
 from time import perf_counter
 from typing import Any
@@ -22,34 +22,20 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from wanda_ext.blocks import (
-    Block,
-    check_prunable,
-    context_of,
-    find_blocks,
-    in_eval_mode,
-    preserved,
-    vocab_size_of,
-)
-from wanda_ext.calibration import Batch, calibration_batches
+from wanda_ext.blocks import Block, in_eval_mode, preserved
+from wanda_ext.calibration import Batch, calibration_batches, read_by
 from wanda_ext.interrupt import held_back, step
-from wanda_ext.lockstep import start_walk
+from wanda_ext.lockstep import walking
 from wanda_ext.prune import usable_device
 from wanda_ext.reconstruct import PrunedWeight, Training, pruned_weights, reconstruct
 from wanda_ext.repair_report import BlockRepair, RepairReport
-from wanda_ext.transfer import Copies, Visits
+from wanda_ext.stopped import StoppedError, stopping
+from wanda_ext.twins import twin_blocks
 from wanda_ext.walk import Walk
 
 
-class RepairError(RuntimeError):
+class RepairError(StoppedError):
     """A repair that stopped. `report` tells which blocks are repaired; the others are untouched."""
-
-    def __init__(self, message: str, report: RepairReport) -> None:
-        super().__init__(message)
-        self.report = report
-
-    def __reduce__(self) -> tuple[type[RepairError], tuple[str, RepairReport]]:
-        return type(self), (str(self), self.report)  # pickle would pass on the message alone
 
 
 def repair(
@@ -85,20 +71,18 @@ def repair(
     one and later ones are as they were, bit for bit. KeyboardInterrupt leaves the same state, and
     has a `report` too.
     """
-    pairs = _pairs(model, dense, blocks)
+    pairs = twin_blocks(model, dense, blocks)
     pruned = _pruned(pairs)
     training = _training(epochs, learning_rate, seed)
     at = None if device is None else usable_device(device)
     with preserved(model), in_eval_mode(dense):
         batches = calibration_batches(
             calib,
-            tokenizer=getattr(model, "name_or_path", "") if tokenizer is None else tokenizer,
             nsamples=nsamples,
             seqlen=seqlen,
             seed=seed,
             batch_size=batch_size,
-            context=context_of(model),
-            vocab_size=vocab_size_of(model),
+            **read_by(model, tokenizer),
         )
         report = RepairReport()
         report.arguments = {
@@ -125,33 +109,25 @@ def _repair_blocks(
     progress: bool,
 ) -> None:
     last = max(i for i, weights in enumerate(pruned) if weights)
-    with ExitStack() as stack:
-        walks = []
-        for whole, side in ((model, 0), (dense, 1)):
-            found = [pair[side] for pair in pairs]
-            copies = stack.enter_context(Copies(at)) if at and _is_away(found, at) else None
-            walk = stack.enter_context(closing(start_walk(whole, found, batches, copies)))
-            visits = None if copies is None else Visits([block for _, block in found], copies)
-            walks.append((walk, visits))
-        (ours, our_visits), (theirs, their_visits) = walks
+    both = [[pair[side] for pair in pairs] for side in (0, 1)]
+    with (
+        walking(model, both[0], batches, at) as (ours, visit),
+        walking(dense, both[1], batches, at) as (theirs, visit_dense),
+    ):
         bar = tqdm(pairs[: last + 1], "repairing", unit="block", disable=not progress)
         for i, ((name, _), _) in enumerate(bar):
             report.status = name
             start = perf_counter()
-            with nullcontext() if their_visits is None else their_visits.visit(i):
+            with visit_dense(i):
                 targets = _outputs(theirs, i) if pruned[i] else []
                 theirs.advance(i)
-            with nullcontext() if our_visits is None else our_visits.visit(i):
+            with visit(i):
                 if any(target is not None for target in targets):
                     errors = reconstruct(ours, i, pruned[i], targets, training)
                     report.blocks.append(BlockRepair(name, *errors, perf_counter() - start))
                 if i < last:
                     ours.advance(i)
             step()
-
-
-def _is_away(blocks: Sequence[Block], device: torch.device) -> bool:
-    return any(p.device != device for _, block in blocks for p in block.parameters())
 
 
 def _outputs(walk: Walk, index: int) -> list[Tensor | None]:
@@ -166,49 +142,22 @@ def _outputs(walk: Walk, index: int) -> list[Tensor | None]:
 @contextmanager
 def _reported(report: RepairReport) -> Iterator[None]:
     """Completes the report, and hands it out with whatever stops the body."""
+
+    def left(where: str) -> str:
+        done = f"{len(report.blocks)} blocks before are repaired"
+        return f"stopped; {done}, this one and later ones are unchanged"
+
     report.status = "capture"
     start = perf_counter()
     try:
-        yield
+        with stopping(report, RepairError, left):
+            yield
         report.status = "complete"
-    except BaseException as error:
-        where = report.status
-        report.status = f"stopped at {where}"
-        if not isinstance(error, Exception):  # Ctrl-C
-            error.report = report  # type: ignore[attr-defined]
-            raise
-        raise RepairError(
-            f"{where}: {error} (stopped; {len(report.blocks)} blocks before are repaired, this one "
-            "and later ones are unchanged)",
-            report,
-        ) from error
     finally:
         report.seconds = perf_counter() - start
 
 
 # --- What is checked before any work -------------------------------------------------------------
-
-
-def _pairs(
-    model: nn.Module, dense: nn.Module, blocks: str | nn.ModuleList | None
-) -> list[tuple[Block, Block]]:
-    """The blocks of both models, side by side."""
-    for role, whole in (("model", model), ("dense", dense)):
-        try:
-            check_prunable(whole)
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"{role}: {error}") from None
-    ours, theirs = ({n: p.shape for n, p in m.named_parameters()} for m in (model, dense))
-    for name in (*ours, *theirs):
-        if ours.get(name) != theirs.get(name):
-            shapes = [str(list(of[name])) if name in of else "absent" for of in (ours, theirs)]
-            raise ValueError(
-                f"model and dense are not of one architecture: {name} is {shapes[0]} in model and "
-                f"{shapes[1]} in dense; pass the model that this one was before the prune"
-            )
-    found = find_blocks(model, blocks)
-    path = found[0][0].rpartition(".")[0]
-    return list(zip(found, find_blocks(dense, path), strict=True))
 
 
 def _pruned(pairs: Sequence[tuple[Block, Block]]) -> list[list[PrunedWeight]]:

@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 import torch
 
-from wanda_ext.blocks import context_of, preserved, vocab_size_of
-from wanda_ext.calibration import calibration_batches
+from wanda_ext.blocks import preserved
+from wanda_ext.calibration import calibration_batches, read_by
 from wanda_ext.commit import check_method
 from wanda_ext.convert import check_apart
 from wanda_ext.interrupt import held_back
@@ -32,6 +32,7 @@ from wanda_ext.report import PruneReport
 from wanda_ext.run import Run
 from wanda_ext.skeleton import Skeleton
 from wanda_ext.sparsity import SparsitySpec, spec_text
+from wanda_ext.stopped import stopping
 
 
 def prune_checkpoint(
@@ -80,6 +81,7 @@ def prune_checkpoint(
     method = get_method(method)
     checkpoint = open_checkpoint(src)
     check_links(checkpoint.folder)
+    folder = str(checkpoint.folder)
     skeleton = Skeleton(checkpoint, dtype, trust_remote_code)
     ignore = [ignore] if isinstance(ignore, str) else list(ignore)
     plan = plan_blocks(skeleton.model, sparsity, ignore, blocks)
@@ -96,7 +98,7 @@ def prune_checkpoint(
     report = PruneReport(versions=versions())
     report.block_weights = sum(p.numel() for block in plan for p in block.module.parameters())
     report.arguments = {
-        "model": str(checkpoint.folder),
+        "model": folder,
         "calib": calib if isinstance(calib, str) else type(calib).__name__,
         "sparsity": spec_text(sparsity),
         "method": repr(method),
@@ -115,13 +117,11 @@ def prune_checkpoint(
         with preserved(skeleton.model), report.timed("calibration"):
             batches = calibration_batches(
                 calib,
-                tokenizer=str(checkpoint.folder) if tokenizer is None else tokenizer,
                 nsamples=nsamples,
                 seqlen=seqlen,
                 seed=seed,
                 batch_size=batch_size,
-                context=context_of(skeleton.model),
-                vocab_size=vocab_size_of(skeleton.model),
+                **read_by(skeleton.model, folder if tokenizer is None else tokenizer),
             )
     journal = Journal(Path(dst).resolve())
     with joined() as ranks, ExitStack() as held:
@@ -139,13 +139,9 @@ def _told(report: PruneReport, journal: Journal) -> Iterator[None]:
     """Completes the report, and hands it out with whatever stops the body."""
     start = time.perf_counter()
     try:
-        yield
+        with stopping(report, PruneError, lambda where: journal.told()):
+            yield
     except BaseException as error:
-        where = report.status
-        report.status = f"stopped at {where}"
         report.seconds = time.perf_counter() - start
-        if not isinstance(error, Exception):
-            error.report = report  # type: ignore[attr-defined]
-            error.left = journal.told()  # type: ignore[attr-defined]
-            raise
-        raise PruneError(f"{where}: {error} ({journal.told()})", report) from error
+        error.left = journal.told()  # type: ignore[attr-defined]
+        raise

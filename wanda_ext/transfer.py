@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from types import TracebackType
 
 import torch
 from torch import Tensor, nn
 
 Arrival = Callable[[], Tensor]
+Visit = Callable[[int], AbstractContextManager[None]]  # has block i on the device inside
 
 
 class Copies:
@@ -69,12 +69,7 @@ class Copies:
     def __enter__(self) -> Copies:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         try:
             self.finish()
         finally:
@@ -137,3 +132,19 @@ class Visits:
         """Whether a copy made now would miss what the first of them becomes."""
         mine = {id(tensor) for tensor in self._tensors[one]}
         return any(id(tensor) in mine for tensor in self._tensors[other])
+
+
+def copies_to(
+    blocks: Sequence[nn.Module], device: torch.device | None
+) -> AbstractContextManager[Copies | None]:
+    """What takes the blocks to the device; None where all are there, or no device is asked for."""
+    return Copies(device) if device is not None and is_away(blocks, device) else nullcontext()
+
+
+def is_away(blocks: Sequence[nn.Module], device: torch.device) -> bool:
+    return any(parameter.device != device for block in blocks for parameter in block.parameters())
+
+
+def visits(blocks: Sequence[nn.Module], copies: Copies | None) -> Visit:
+    """What has block i on the device inside: nothing where copies is None."""
+    return (lambda index: nullcontext()) if copies is None else Visits(blocks, copies).visit

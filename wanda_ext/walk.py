@@ -105,6 +105,11 @@ class Walk:
             hidden = self._copies.bring(hidden)()
         return hidden_of(self._names[index], self._run(index, j, hidden))
 
+    def settle(self) -> None:
+        """Waits until `hidden` has arrived."""
+        if self._copies is not None:
+            self._copies.finish()
+
     def close(self) -> None:
         """Ends what a walk that is not walked to its end has under way."""
 
