@@ -67,12 +67,15 @@ def bitmap_of_32(n: int, k: int, dtype: torch.dtype, kind: str, g: torch.Generat
 
 
 def surplus_of(weight: Tensor, g: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The weight with a few of its zeros filled, and those as rows, columns and values of a CSR."""
+    """The weight with a few of its zeros filled, and those as rows, columns and values of a CSR.
+
+    Columns are int16 with unsigned bits: 40000 is -25536.
+    """
     whole = weight + 0.0
     filled = (whole == 0) & (torch.rand(whole.shape, generator=g) < 0.05)
     whole[filled] = values((int(filled.sum()),), weight.dtype, "normal", g)
     rows = torch.nn.functional.pad(filled.sum(dim=1).cumsum(0), (1, 0)).int()
-    return whole, rows, filled.nonzero()[:, 1].int(), whole[filled]
+    return whole, rows, filled.nonzero()[:, 1].short(), whole[filled]
 
 
 def bits(tensor: Tensor) -> Tensor:

@@ -14,7 +14,16 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
 TOKENS = (0, 1, 2, 3, 4, 5, 8, 9, 15, 16, 17, 130)
-SHAPES = ((1, 32), (16, 128), (40, 100), (70, 1057), (511, 4096), (4096, 592), (64, 20000))
+SHAPES = (
+    (1, 32),
+    (16, 128),
+    (40, 100),
+    (70, 1057),
+    (511, 4096),
+    (4096, 592),
+    (64, 20000),
+    (3, 65536),
+)
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 both_dtypes = pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
@@ -43,7 +52,7 @@ class Problem:
         self.weight[row, column] = values
         rows = torch.zeros(n + 1, dtype=torch.int32, device="cuda")
         rows[1:] = extra.sum(1).cumsum(0)
-        self.surplus = (rows, column.int(), values)
+        self.surplus = (rows, column.short(), values)
         self.values, self.mask = ops.pack_bitmap(self.body)
         self.x = torch.randn(m, k, generator=g).to(dtype).cuda()
         self.bias = torch.randn(n, generator=g).to(dtype).cuda()

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from wanda_ext import ops, reference
 
+PATTERNS = [(2, 4), (4, 8), (8, 16), (1, 4), (1, 2), (5, 7), (16, 32), (4, 4)]
+
 
 @pytest.fixture(params=[1, 2])
 def threads(request: pytest.FixtureRequest) -> Iterator[int]:
@@ -108,11 +110,10 @@ def test_prune_rows_of_the_widest_weight(dtype: torch.dtype, kind: str, threads:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("keep, group", [(2, 4), (4, 8), (1, 4), (1, 2), (5, 7), (16, 32), (4, 4)])
+@pytest.mark.parametrize("keep, group", PATTERNS)
 def test_prune_nm(keep: int, group: int, dtype: torch.dtype, kind: str, threads: int) -> None:
     for n, groups in [(1, 1), (7, 13), (0, 2), (3, 0), (40, 65)]:
-        g = generator("nm", n, groups, group, kind)
-        k = groups * group
+        g, k = generator("nm", n, groups, group, kind), groups * group
         weight = values((n, k), dtype, kind, g)
         assert_same_prune("prune_nm_", weight, norms(k, kind, g), keep, group)
         assert_same_prune("prune_nm_", weight, None, keep, group)
@@ -122,8 +123,7 @@ def test_prune_nm(keep: int, group: int, dtype: torch.dtype, kind: str, threads:
 @pytest.mark.parametrize("value", [float("nan"), float("-nan"), float("inf"), float("-inf")])
 def test_bad_rows_are_reported_and_left_alone(dtype: torch.dtype, value: float) -> None:
     for column in (0, 13, 95):
-        weight = values((9, 96), dtype, "zeros", generator("bad", column))
-        norm = torch.ones(96)
+        weight, norm = values((9, 96), dtype, "zeros", generator("bad", column)), torch.ones(96)
         weight[[4, 7], column] = value
         for scale in (None, norm):
             assert_same_prune("prune_rows_", weight, scale, 48)

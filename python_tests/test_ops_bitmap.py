@@ -118,9 +118,10 @@ def test_linear_takes_any_leading_shape_and_any_number_of_threads() -> None:
 
 
 P, M = ops.pack_bitmap(torch.ones(20, 40))
+WIDE, WIDE_M = ops.pack_bitmap(torch.ones(1, 65537))
 X = torch.zeros(3, 40)
 ROWS = torch.zeros(21, dtype=torch.int32)
-COLUMNS = torch.zeros(2, dtype=torch.int32)
+COLUMNS = torch.zeros(2, dtype=torch.int16)
 raw = torch.ops.wanda_ext
 
 
@@ -137,6 +138,24 @@ raw = torch.ops.wanda_ext
             (P, M, 20, 40, ROWS[1:], COLUMNS, P[0, 0, :2]),
             ValueError,
             r"surplus_rows: .*\[21\], got \[20\]",
+        ),
+        (
+            "unpack_bitmap",
+            (P, M, 20, 40, ROWS, COLUMNS.int(), P[0, 0, :2]),
+            TypeError,
+            r"surplus_columns: .*int16, got torch.int32",
+        ),
+        (
+            "unpack_bitmap",
+            (WIDE, WIDE_M, 1, 65537, ROWS[:2], COLUMNS, P[0, 0, :2]),
+            ValueError,
+            r"surplus: .*k <= 65536, got 65537",
+        ),
+        (
+            "linear_bitmap",
+            (torch.zeros(1, 65537), WIDE, WIDE_M, 1, None, ROWS[:2], COLUMNS, P[0, 0, :2]),
+            ValueError,
+            r"surplus: .*k <= 65536, got 65537",
         ),
         (
             "linear_bitmap",
@@ -167,6 +186,26 @@ def test_refused_with_a_clear_error(
             getattr(raw, name)(*arguments)
 
 
+@pytest.mark.parametrize("m", [1, 6])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_surplus_columns_fill_all_16_bits(dtype: torch.dtype, m: int) -> None:
+    n, k = 3, 65535  # and not 65536, of which -1 is the last column too
+    rows = torch.tensor([0, 1, 1, 4], dtype=torch.int32)
+    columns = torch.tensor([40000, 32767, 32768, 65534])
+    entries = torch.tensor([3, -5, 7, 11]).to(dtype)
+    assert columns.short().tolist() == [-25536, 32767, -32768, -2]
+    packed, mask = ops.pack_bitmap(torch.zeros(n, k, dtype=dtype))
+    surplus = rows, columns.short(), entries
+    whole = torch.zeros(n, k, dtype=dtype)
+    whole[torch.tensor([0, 2, 2, 2]), columns] = entries
+    x = torch.zeros(m, k, dtype=dtype)
+    x[:, columns] = torch.tensor([2, 1, 4, -3]).to(dtype)
+    for op in (ops, reference):
+        assert torch.equal(op.unpack_bitmap(packed, mask, n, k, *surplus), whole)
+        y = op.linear_bitmap(x, packed, mask, n, None, *surplus)
+        assert y.tolist() == [[6, 0, -5 + 28 - 33]] * m
+
+
 def test_a_surplus_that_points_outside_is_refused() -> None:
     rows, columns = ROWS.clone(), COLUMNS.clone()
     rows[5:] = 2
@@ -174,7 +213,7 @@ def test_a_surplus_that_points_outside_is_refused() -> None:
     ops.linear_bitmap(X, P, M, 20, None, rows, columns, entries)
     for wrong_rows, wrong_columns in (
         (rows, columns + 40),
-        (rows, columns - 1),
+        (rows, columns - 1),  # 65535
         (rows + 1, columns),
     ):
         with pytest.raises(RuntimeError, match=r"linear_bitmap: .*surplus"):

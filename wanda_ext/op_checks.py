@@ -10,6 +10,7 @@ from torch import Tensor
 from wanda_ext.register import FAKES, META_TILES, bitmap_tiles, meta_shape_24
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+MAX_SURPLUS_COLS = 65536  # of a weight that has a surplus
 
 _has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
 DEVICES = {
@@ -104,14 +105,17 @@ def check_surplus(
     columns: Tensor | None,
     entries: Tensor | None,
     n: int,
+    k: int,
     like: Tensor,
 ) -> None:
     if rows is None or columns is None or entries is None:
         if not (rows is columns is entries):
             refuse(op, "surplus: expected rows, columns and values, or none of them")
         return
+    if k > MAX_SURPLUS_COLS:
+        refuse(op, f"surplus: expected k <= {MAX_SURPLUS_COLS}, got {k}")
     check_dense(op, "surplus_rows", rows, (torch.int32,), (n + 1,), like)
-    check_dense(op, "surplus_columns", columns, (torch.int32,), tuple(columns.shape[:1]), like)
+    check_dense(op, "surplus_columns", columns, (torch.int16,), tuple(columns.shape[:1]), like)
     check_dense(op, "surplus_values", entries, (like.dtype,), tuple(columns.shape), like)
 
 

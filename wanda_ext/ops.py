@@ -201,15 +201,16 @@ def unpack_bitmap(
     """The dense weight again: the exact inverse of `pack_bitmap`, the surplus written into it.
 
     The surplus is the CSR list, sorted by row, then column, of the non-zeros that records have no
-    room for. For rows [16 i, 16 j) pass values[i:j], mask[i:j] and surplus_rows[16 i : 16 j + 1].
+    room for; with one, k <= 65536. The bits of surplus_columns are unsigned: 40000 is -25536. For
+    rows [16 i, 16 j) pass values[i:j], mask[i:j] and surplus_rows[16 i : 16 j + 1].
 
     Shapes: values, mask as of `pack_bitmap`; surplus_rows [n + 1] int32 (offsets), surplus_columns
-    [s] int32, surplus_values [s] -> weight [n, k].
+    [s] int16, surplus_values [s] -> weight [n, k].
     """
     op = "unpack_bitmap"
     check_bitmap(op, values, mask, n, k)
     surplus = surplus_rows, surplus_columns, surplus_values
-    check_surplus(op, *surplus, n, values)
+    check_surplus(op, *surplus, n, k, values)
     weight: Tensor = _kernels.unpack_bitmap(values.detach(), mask, n, k, *surplus)
     return weight
 
@@ -237,7 +238,7 @@ def linear_bitmap(
     check_bitmap(op, values, mask, n, x.shape[-1])
     check_input(op, x, x.shape[-1], bias, n, values)
     surplus = surplus_rows, surplus_columns, surplus_values
-    check_surplus(op, *surplus, n, values)
+    check_surplus(op, *surplus, n, x.shape[-1], values)
     check_frozen(op, values)
     y: Tensor = _kernels.linear_bitmap(x, values, mask, n, bias, *surplus)
     return y

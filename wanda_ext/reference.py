@@ -176,7 +176,7 @@ def unpack_bitmap(
     """The dense weight again, the surplus written into it.
 
     Shapes: values [n/16, k/128, 1024], mask [n/16, k/128, 64] int32, both rounded up; surplus_rows
-    [n + 1] int32, surplus_columns [s] int32, surplus_values [s] -> weight [n, k].
+    [n + 1] int32, surplus_columns [s] int16 (unsigned bits), surplus_values [s] -> weight [n, k].
     """
     down, across = mask.shape[:2]
     axes = down, 2, 8, across, 4
@@ -188,7 +188,8 @@ def unpack_bitmap(
     weight = dense.reshape(16 * down, 128 * across)[:n, :k].contiguous()
     if surplus_rows is not None and surplus_columns is not None and surplus_values is not None:
         for row, (first, last) in enumerate(pairwise(surplus_rows.tolist())):
-            weight[row, surplus_columns[first:last].long()] = surplus_values[first:last]
+            columns = surplus_columns[first:last].long() & 0xFFFF
+            weight[row, columns] = surplus_values[first:last]
     return weight
 
 

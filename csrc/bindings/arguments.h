@@ -47,18 +47,25 @@ struct SumsqArguments {
   }
 };
 
-struct PruneArguments {
+struct WeightArguments {
   MatrixView weight;
-  const float* norm;
   std::int32_t* bad;
+
+  WeightArguments(const char* op, const Tensor& weight_tensor,
+                  const std::optional<Tensor>& bad_tensor)
+      : weight(weight_view(op, weight_tensor)),
+        bad(data_or_null<std::int32_t>(op, "bad", bad_tensor, ScalarType::Int, {1},
+                                       weight_tensor)) {}
+};
+
+struct PruneArguments : WeightArguments {
+  const float* norm;
 
   PruneArguments(const char* op, const Tensor& weight_tensor,
                  const std::optional<Tensor>& input_norm, const std::optional<Tensor>& bad_tensor)
-      : weight(weight_view(op, weight_tensor)),
+      : WeightArguments(op, weight_tensor, bad_tensor),
         norm(data_or_null<const float>(op, "input_norm", input_norm, ScalarType::Float,
-                                       {weight.cols}, weight_tensor)),
-        bad(data_or_null<std::int32_t>(op, "bad", bad_tensor, ScalarType::Int, {1},
-                                       weight_tensor)) {}
+                                       {weight.cols}, weight_tensor)) {}
 };
 
 inline void check_keep_of_group(const char* op, std::int64_t keep, std::int64_t group) {
@@ -66,29 +73,21 @@ inline void check_keep_of_group(const char* op, std::int64_t keep, std::int64_t 
         "expected 0 < keep <= group <= ", kMaxGroup, ", got keep ", keep, ", group ", group);
 }
 
-struct PackArguments {
-  MatrixView weight;
-  std::int32_t* bad;
+struct PackArguments : WeightArguments {
   Tensor values, meta;  // returned
 
   PackArguments(const char* op, const Tensor& weight_tensor,
                 const std::optional<Tensor>& bad_tensor)
-      : weight(checked(op, weight_tensor)),
-        bad(data_or_null<std::int32_t>(op, "bad", bad_tensor, ScalarType::Int, {1}, weight_tensor)),
-        values(torch::stable::new_empty(weight_tensor, Sizes{weight.rows, weight.cols / 2})),
-        meta(torch::stable::new_empty(
-            weight_tensor, Sizes{weight.rows, weight.cols / kColumnsPerMeta}, ScalarType::Short)) {}
+      : WeightArguments(op, weight_tensor, bad_tensor) {
+    check(weight.cols % kColumnsPerMeta == 0, op,
+          "weight must be of shape [n, k] with k divisible by ", kColumnsPerMeta, ", got ",
+          text(sizes_of(weight_tensor)));
+    values = torch::stable::new_empty(weight_tensor, Sizes{weight.rows, weight.cols / 2});
+    meta = torch::stable::new_empty(
+        weight_tensor, Sizes{weight.rows, weight.cols / kColumnsPerMeta}, ScalarType::Short);
+  }
 
   std::int16_t* meta_words() const { return static_cast<std::int16_t*>(meta.data_ptr()); }
-
- private:
-  static MatrixView checked(const char* op, const Tensor& weight) {
-    const MatrixView view = weight_view(op, weight);
-    check(view.cols % kColumnsPerMeta == 0, op,
-          "weight must be of shape [n, k] with k divisible by ", kColumnsPerMeta, ", got ",
-          text(sizes_of(weight)));
-    return view;
-  }
 };
 
 struct UnpackArguments {
@@ -146,16 +145,12 @@ struct LinearArguments {
   }
 };
 
-struct PackBitmapArguments {
-  MatrixView weight;
-  std::int32_t* bad;
+struct PackBitmapArguments : WeightArguments {
   Tensor values, mask;  // returned
 
   PackBitmapArguments(const char* op, const Tensor& weight_tensor,
                       const std::optional<Tensor>& bad_tensor)
-      : weight(weight_view(op, weight_tensor)),
-        bad(data_or_null<std::int32_t>(op, "bad", bad_tensor, ScalarType::Int, {1},
-                                       weight_tensor)) {
+      : WeightArguments(op, weight_tensor, bad_tensor) {
     const std::int64_t row_tiles = bitmap_row_tiles(weight.rows);
     const std::int64_t column_tiles = bitmap_column_tiles(weight.cols);
     values =

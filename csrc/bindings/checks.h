@@ -169,7 +169,8 @@ inline Packed packed_of(const char* op, const Tensor& values, const Tensor& meta
   return {n, k, order, dtype, values.data_ptr(), static_cast<const std::int16_t*>(meta.data_ptr())};
 }
 
-// The surplus of a bitmap of n rows: three tensors, or none of them.
+// The surplus of a bitmap of n rows: three tensors, or none of them. The bits of a column are
+// unsigned; int16 holds them because torch's uint16 has few ops.
 inline Surplus surplus_of(const char* op, const std::optional<Tensor>& rows,
                           const std::optional<Tensor>& columns, const std::optional<Tensor>& values,
                           std::int64_t n, const Tensor& like) {
@@ -180,10 +181,10 @@ inline Surplus surplus_of(const char* op, const std::optional<Tensor>& rows,
         text(sizes_of(*columns)));
   const std::int64_t count = columns->size(0);
   check_tensor(op, "surplus_rows", *rows, ScalarType::Int, {n + 1}, like);
-  check_tensor(op, "surplus_columns", *columns, ScalarType::Int, {count}, like);
+  check_tensor(op, "surplus_columns", *columns, ScalarType::Short, {count}, like);
   check_tensor(op, "surplus_values", *values, like.scalar_type(), {count}, like);
   return {static_cast<const std::int32_t*>(rows->data_ptr()),
-          static_cast<const std::int32_t*>(columns->data_ptr()), values->data_ptr(), count};
+          static_cast<const std::uint16_t*>(columns->data_ptr()), values->data_ptr(), count};
 }
 
 // values [n16,k128,1024] and mask [n16,k128,64] of an [n,k] weight, checked against each other.

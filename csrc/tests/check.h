@@ -82,7 +82,7 @@ class Matrix {
  public:
   Matrix(DType dtype, std::int64_t rows, std::int64_t cols, std::int64_t ld)
       : dtype_(dtype), rows_(rows), cols_(cols), ld_(ld) {
-    bytes_.assign(static_cast<std::size_t>(rows * ld) * size_of(dtype), 0x5a);
+    bytes_.assign(static_cast<std::size_t>(rows * ld) * size_of(dtype), 0xff);  // NaN
   }
   Matrix(DType dtype, std::int64_t rows, std::int64_t cols) : Matrix(dtype, rows, cols, cols) {}
 

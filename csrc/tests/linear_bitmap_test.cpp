@@ -18,7 +18,8 @@ struct Problem {
   Matrix weight;  // without the surplus
   Bitmap packed;
   Matrix bias;
-  std::vector<std::int32_t> rows = {0}, columns;
+  std::vector<std::int32_t> rows = {0};
+  std::vector<std::uint16_t> columns;
   Matrix surplus_values;
 
   Problem(DType dtype, std::int64_t m, std::int64_t n, std::int64_t k)
@@ -35,7 +36,7 @@ struct Problem {
     packed = testing::pack_by_hand(weight);
     for (std::int64_t r = 0; r < n; ++r) {
       for (std::int64_t c = r % 7; c < k && r % 3 != 0; c += 20) {
-        columns.push_back(static_cast<std::int32_t>(c));
+        columns.push_back(static_cast<std::uint16_t>(c));
       }
       rows.push_back(static_cast<std::int32_t>(columns.size()));
     }
@@ -158,7 +159,6 @@ void test_infinite_inputs(std::int64_t m) {
   }
 }
 
-// What a mask with any number of bits makes of a weight is not said, but it stays inside: y is
 // A row whose masks have any number of bits stays inside and leaves the other rows alone.
 void test_damaged_masks() {
   constexpr int kDamagedRow = 11;
@@ -221,6 +221,23 @@ void test_bad_arguments() {
                 "negative count");
 }
 
+// Columns fill all 16 bits; wider weights have no surplus.
+void test_the_widest_surplus() {
+  for (std::int64_t m : {2, 6}) {
+    Problem problem(DType::kFloat16, m, 3, kMaxSurplusCols);
+    problem.columns.back() = kMaxSurplusCols - 1;
+    CHECK(linear(problem, true, true, 2) == linear_by_hand(problem, true, true));
+  }
+  Problem wide(DType::kFloat32, 1, 2, kMaxSurplusCols + 1);
+  CHECK(linear(wide, false, false, 1) == linear_by_hand(wide, false, false));
+  Matrix y(DType::kFloat32, 1, 2);
+  Workspace workspace(linear_bitmap_workspace(1, 2, wide.k(), 1));
+  CHECK_INVALID(
+      linear_bitmap(wide.x.view(), wide.packed.values.view().data, wide.packed.mask.data(),
+                    wide.surplus(), nullptr, y.view(), workspace.data(), serial()),
+      "at most 65536 columns, got 65537");
+}
+
 }  // namespace
 }  // namespace wanda_ext
 
@@ -239,5 +256,6 @@ int main() {
   test_damaged_masks();
   test_empty();
   test_bad_arguments();
+  test_the_widest_surplus();
   return testing::finish();
 }

@@ -86,13 +86,14 @@ void test_surplus(DType dtype) {
   fill_records(body, random);
   body = without_negative_zeros(body);
   weight = body;
-  std::vector<std::int32_t> rows = {0}, columns;
+  std::vector<std::int32_t> rows = {0};
+  std::vector<std::uint16_t> columns;
   for (std::int64_t r = 0; r < 37; ++r) {
     for (std::int64_t c = r % 5 == 0 ? 130 : 0; c < 130; c += 50) {  // some rows have none
       if (weight.get(r, c) != 0) continue;
       weight.set(r, c, 2.0f);
       values.set(0, static_cast<std::int64_t>(columns.size()), 2.0f);
-      columns.push_back(static_cast<std::int32_t>(c));
+      columns.push_back(static_cast<std::uint16_t>(c));
     }
     rows.push_back(static_cast<std::int32_t>(columns.size()));
   }
@@ -130,7 +131,7 @@ void test_surplus(DType dtype) {
   };
   columns[5] = 130;
   CHECK_INVALID(refused(surplus), "columns of a surplus must be in [0, 130)");
-  columns[5] = -1;
+  columns[5] = 0xffff;
   CHECK_INVALID(refused(surplus), "columns of a surplus");
   rows[9] = -1;
   CHECK_INVALID(refused(surplus), "ascend from 0 to its count");
@@ -139,6 +140,36 @@ void test_surplus(DType dtype) {
   CHECK_INVALID(refused(surplus), "ascend from 0 to its count");
   surplus.columns = nullptr;
   CHECK_INVALID(refused(surplus), "null pointer");
+}
+
+// Columns fill all 16 bits; wider weights have no surplus.
+void test_the_widest_surplus(DType dtype) {
+  constexpr std::int64_t k = kMaxSurplusCols;
+  Matrix weight(dtype, 2, k + 1), values(dtype, 1, 4);
+  Random random(5);
+  fill_records(weight, random, 3);
+  weight = without_negative_zeros(weight);
+  MatrixView view = weight.view();
+  view.cols = k;
+  Bitmap packed(dtype, 2, k);
+  CHECK_OK(pack_bitmap(view, packed.values.view().data, packed.mask.data(), nullptr, serial()));
+  const std::int32_t rows[] = {0, 1, 4};
+  const std::uint16_t columns[] = {40000, 32767, 32768, 65535};
+  for (std::int64_t i = 0; i < 4; ++i) {
+    values.set(0, i, 2.0f + static_cast<float>(i));
+    weight.set(i > 0, columns[i], 2.0f + static_cast<float>(i));
+  }
+  const Surplus surplus = {rows, columns, values.view().data, 4};
+  Matrix unpacked = weight;
+  for (std::int64_t c = 0; c < k; ++c) unpacked.set(0, c, NAN), unpacked.set(1, c, NAN);
+  MatrixView to = unpacked.view();
+  to.cols = k;
+  CHECK_OK(unpack_bitmap(packed.values.view().data, packed.mask.data(), surplus, to, serial()));
+  CHECK(unpacked == weight);
+  Bitmap wide(dtype, 2, k + 1);
+  CHECK_INVALID(
+      unpack_bitmap(wide.values.view().data, wide.mask.data(), surplus, unpacked.view(), serial()),
+      "at most 65536 columns, got 65537");
 }
 
 // What a mask with any number of bits makes of a weight is not said, but it stays inside.
@@ -191,6 +222,7 @@ int main() {
     test_overfull(dtype);
     test_values_that_are_not_numbers(dtype);
     test_surplus(dtype);
+    test_the_widest_surplus(dtype);
   }
   test_damaged_masks();
   test_bad_arguments();

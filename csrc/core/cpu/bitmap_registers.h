@@ -18,26 +18,44 @@ constexpr int kBytesPerRecord = kRecordColumns / 8;
 // Elements as 32-bit integers, narrower ones widened. Functions take them by reference: the ABI of
 // passing one by value depends on the ISA.
 typedef std::int32_t Eight __attribute__((vector_size(32)));
-typedef std::int8_t EightBytes __attribute__((vector_size(8)));
+typedef std::uint16_t EightHalves __attribute__((vector_size(16)));
 
+// As wide as the registers: gcc widens narrower entries one lane at a time.
 struct BitmapTables {
   // How many bits of the byte lie above this one; negative where it is not set.
-  std::int8_t rank[256][8];
+  std::int32_t rank[256][8];
   // Its set bits, the highest first.
-  std::int8_t columns[256][8];
+  std::int32_t columns[256][8];
 
   constexpr BitmapTables() : rank(), columns() {
     for (int byte = 0; byte < 256; ++byte) {
       int count = 0;
       for (int bit = 7; bit >= 0; --bit) {
         const bool set = (byte >> bit & 1) != 0;
-        rank[byte][bit] = static_cast<std::int8_t>(set ? count : -128);
-        if (set) columns[byte][count++] = static_cast<std::int8_t>(bit);
+        rank[byte][bit] = set ? count : -128;
+        if (set) columns[byte][count++] = bit;
       }
     }
   }
 };
 inline constexpr BitmapTables kBitmapTables;
+
+// Left to find these by itself, gcc goes lane by lane.
+WANDA_EXT_INLINE void widen(const std::uint16_t* from, Eight& to) {
+  EightHalves halves;
+  std::memcpy(&halves, from, sizeof(halves));
+  to = __builtin_convertvector(halves, Eight);
+}
+WANDA_EXT_INLINE void widen(const std::uint32_t* from, Eight& to) {
+  std::memcpy(&to, from, sizeof(to));
+}
+WANDA_EXT_INLINE void narrow(const Eight& from, std::uint16_t* to) {
+  const EightHalves halves = __builtin_convertvector(from, EightHalves);
+  std::memcpy(to, &halves, sizeof(halves));
+}
+WANDA_EXT_INLINE void narrow(const Eight& from, std::uint32_t* to) {
+  std::memcpy(to, &from, sizeof(from));
+}
 
 WANDA_EXT_INLINE std::uint32_t mask_byte(std::uint32_t mask, int byte) {
   return mask >> (8 * byte) & 0xff;
@@ -46,12 +64,6 @@ WANDA_EXT_INLINE std::uint32_t mask_byte(std::uint32_t mask, int byte) {
 // The number of values of columns above a byte.
 WANDA_EXT_INLINE int values_above(std::uint32_t mask, int byte) {
   return byte == kBytesPerRecord - 1 ? 0 : count_bits(mask >> (8 * byte + 8));
-}
-
-WANDA_EXT_INLINE void load_indices(const std::int8_t* from, Eight& to) {
-  EightBytes bytes;
-  std::memcpy(&bytes, from, sizeof(bytes));
-  to = __builtin_convertvector(bytes, Eight);
 }
 
 // to[i] = of[index[i]], of the 16 elements of low and high; only the low four bits of an index
@@ -74,21 +86,34 @@ WANDA_EXT_INLINE void pick(const Eight& low, const Eight& high, const Eight& ind
 WANDA_EXT_INLINE void expand_byte(std::uint32_t mask, int byte, const Eight& low, const Eight& high,
                                   Eight& columns) {
   Eight rank;
-  load_indices(kBitmapTables.rank[mask_byte(mask, byte)], rank);
+  std::memcpy(&rank, kBitmapTables.rank[mask_byte(mask, byte)], sizeof(rank));
   Eight picked;
   pick(low, high, rank + values_above(mask, byte), picked);
   columns = picked & ~(rank >> 31);
 }
 
-// The inverse: the kept ones of 32 columns go to values[0, 16), for a mask with 16 bits set. The
+// (first + c) * times of the columns c that a mask with 16 bits set keeps, the highest first. The
 // space after them, up to 24, is written too.
+WANDA_EXT_INLINE void kept_columns(std::uint32_t mask, std::int32_t first, std::int32_t times,
+                                   std::int32_t* columns) {
+#pragma GCC unroll 4
+  for (int byte = kBytesPerRecord - 1; byte >= 0; --byte) {
+    Eight column;
+    std::memcpy(&column, kBitmapTables.columns[mask_byte(mask, byte)], sizeof(column));
+    column = (column + (first + 8 * byte)) * times;
+    std::memcpy(columns + values_above(mask, byte), &column, sizeof(column));
+  }
+}
+
+// The inverse of expand_byte: the kept ones of 32 columns go to values[0, 16), for a mask with 16
+// bits set. The space after them, up to 24, is written too.
 WANDA_EXT_INLINE void compress_record(std::uint32_t mask, const std::int32_t* columns,
                                       std::int32_t* values) {
 #pragma GCC unroll 4
   for (int byte = kBytesPerRecord - 1; byte >= 0; --byte) {
     Eight from, index, picked;
     std::memcpy(&from, columns + 8 * byte, sizeof(from));
-    load_indices(kBitmapTables.columns[mask_byte(mask, byte)], index);
+    std::memcpy(&index, kBitmapTables.columns[mask_byte(mask, byte)], sizeof(index));
     pick(from, from, index, picked);
     std::memcpy(values + values_above(mask, byte), &picked, sizeof(picked));
   }

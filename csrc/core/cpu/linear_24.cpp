@@ -141,17 +141,8 @@ WANDA_EXT_INLINE void gather_range(const Call& call, std::int64_t begin, std::in
 
 // --- One entry of each kind for all dtypes, compiled for every ISA ---
 
-WANDA_EXT_CLONES void convert_token_any(const Call& call, std::int64_t token) {
-  WANDA_EXT_FOR_DTYPE(convert_token, call, token);
-}
-
 WANDA_EXT_CLONES void gather_range_any(const Call& call, std::int64_t begin, std::int64_t end) {
   WANDA_EXT_FOR_DTYPE(gather_range, call, begin, end);
-}
-
-WANDA_EXT_CLONES void pack_panel_any(const Call& call, std::int64_t token, std::int64_t tokens,
-                                     std::int64_t panel) {
-  WANDA_EXT_FOR_DTYPE(pack_panel, call, token, tokens, panel);
 }
 
 WANDA_EXT_CLONES void multiply_range_any(const Call& call, std::int64_t begin, std::int64_t end,
@@ -206,14 +197,7 @@ Status linear_24(ConstMatrixView x, const void* values, const std::int16_t* meta
   call.x_float = reinterpret_cast<float*>(bytes + layout.x_float);
   call.tiles = reinterpret_cast<Tile*>(bytes + layout.tiles);
 
-  if (m > kFewTokens) {
-    multiply_many(call, parallel, pack_panel_any, multiply_range_any);
-    return {};
-  }
-  for (std::int64_t token = 0; token < m; ++token) convert_token_any(call, token);
-  for_each_range(parallel, n, 4, [&](std::int64_t begin, std::int64_t end, std::int64_t) {
-    gather_range_any(call, begin, end);
-  });
+  multiply(call, parallel, 4, gather_range_any, multiply_range_any);
   return {};
 }
 

@@ -23,6 +23,35 @@ namespace wanda_ext {
 namespace {
 
 constexpr int kTilesPerChunk = kColumnsPerChunk / kBitmapTileColumns;
+constexpr int kHighValues = bitmap_value_index(0, 0, 8);  // where the last 8 of a record are
+
+// Eight elements in fp32.
+template <typename T>
+WANDA_EXT_INLINE void widen_8(const T* from, float* to) {
+  for (int i = 0; i < 8; ++i) to[i] = to_float(from[i]);
+}
+template <>
+WANDA_EXT_INLINE void widen_8(const BFloat16* from, float* to) {
+  Eight wide;
+  widen(&from->bits, wide);
+  wide <<= 16;
+  std::memcpy(to, &wide, sizeof(wide));
+}
+
+// The 16 values of a record.
+template <typename T>
+WANDA_EXT_INLINE void widen_record(const T* from, float* to) {
+  widen_8(from, to);
+  widen_8(from + kHighValues, to + 8);
+}
+
+// Asks for the same record a chunk further on: a row goes from tile to tile in pieces of 64 bytes,
+// which the hardware does not foresee. Past the end it does nothing.
+template <typename T>
+WANDA_EXT_INLINE void prefetch_record(const T* from) {
+  __builtin_prefetch(from + kTilesPerChunk * kBitmapTileValues);
+  __builtin_prefetch(from + kTilesPerChunk * kBitmapTileValues + kHighValues);
+}
 
 struct Call : Product {
   const void* values;
@@ -41,37 +70,36 @@ struct Call : Product {
       const auto tile_row = static_cast<int>(row % kBitmapTileRows);
       const T* from = static_cast<const T*>(values) + tile * kBitmapTileValues +
                       bitmap_value_index(tile_row, record, 0);
-      const T* from_high = from + bitmap_value_index(0, 0, 8);
-      float* to = kept.values + c / 2;
-      for (int j = 0; j < 8; ++j) to[j] = to_float(from[j]);
-      for (int j = 0; j < 8; ++j) to[8 + j] = to_float(from_high[j]);
+      prefetch_record(from);
+      widen_record(from, kept.values + c / 2);
       auto bits = static_cast<std::uint32_t>(
           mask[tile * kBitmapTileMasks + bitmap_mask_index(tile_row, record)]);
       // A damaged mask must not lead to columns that are not there.
       if (count_bits(bits) != kRecordValues) bits = bitmap_of(bits);
-      std::int32_t columns_there[kRecordColumns];
-      for (int i = 0; i < kRecordColumns; ++i) {
-        columns_there[i] = (static_cast<std::int32_t>(c) + i) * kTokensPerPanel;
-      }
-      compress_record(bits, columns_there, kept.columns + c / 2);
+      kept_columns(bits, static_cast<std::int32_t>(c), kTokensPerPanel, kept.columns + c / 2);
     }
   }
 };
 
 // --- A few tokens: eight columns of a record are the vector lanes ---
 
-// Adds the products of one row of one tile and kTokens tokens to their lanes.
+template <int kTokens>
+using Lanes = FloatVector[kTokens][kVectorsPerLanes];
+
+// Adds the products of one row of one tile and kTokens tokens to their lanes, which stay in
+// registers meanwhile.
 template <typename T, int kTokens>
 WANDA_EXT_INLINE void multiply_tile_row(const T* values, const std::int32_t* mask, int row,
                                         const float* x, std::int64_t x_ld,
-                                        FloatVector (*lanes)[kVectorsPerLanes]) {
+                                        Lanes<kTokens>& row_lanes) {
+  Lanes<kTokens> lanes;
+  std::memcpy(lanes, row_lanes, sizeof(lanes));
 #pragma GCC unroll 4
   for (int record = 0; record < kBitmapTileRecords; ++record) {
     const T* from = values + bitmap_value_index(row, record, 0);
-    const T* from_high = from + bitmap_value_index(0, 0, 8);
+    if (record % 2 == 0) prefetch_record(from);
     float wide[kRecordValues];
-    for (int j = 0; j < 8; ++j) wide[j] = to_float(from[j]);
-    for (int j = 0; j < 8; ++j) wide[8 + j] = to_float(from_high[j]);
+    widen_record(from, wide);
     Eight low, high;
     std::memcpy(&low, wide, sizeof(low));
     std::memcpy(&high, wide + 8, sizeof(high));
@@ -90,6 +118,7 @@ WANDA_EXT_INLINE void multiply_tile_row(const T* values, const std::int32_t* mas
       }
     }
   }
+  std::memcpy(row_lanes, lanes, sizeof(lanes));
 }
 
 template <typename T>
@@ -112,13 +141,13 @@ WANDA_EXT_INLINE void multiply_row_tile(const Call& call, std::int64_t row_tile)
   const int rows = static_cast<int>(rest < kBitmapTileRows ? rest : kBitmapTileRows);
   float sums[kBitmapTileRows][kTokens] = {};
   for (std::int64_t first = 0; first < tiles; first += kTilesPerChunk) {
-    FloatVector lanes[kBitmapTileRows][kTokens][kVectorsPerLanes] = {};
+    Lanes<kTokens> lanes[kBitmapTileRows] = {};
     for (std::int64_t t = first; t < tiles && t < first + kTilesPerChunk; ++t) {
       const std::int64_t tile = row_tile * tiles + t;
       const T* values = static_cast<const T*>(call.values) + tile * kBitmapTileValues;
       const std::int32_t* mask = call.mask + tile * kBitmapTileMasks;
       const float* x = call.x_float + t * kBitmapTileColumns;
-      for (int row = 0; row < rows; ++row) {
+      for (int row = 0; row < kBitmapTileRows; ++row) {  // those past n are there, as zeros
         multiply_tile_row<T, kTokens>(values, mask, row, x, call.columns, lanes[row]);
       }
     }
@@ -137,7 +166,8 @@ WANDA_EXT_INLINE void multiply_row_tile(const Call& call, std::int64_t row_tile)
 template <typename T>
 WANDA_EXT_INLINE void multiply_row_tiles(const Call& call, std::int64_t begin, std::int64_t end) {
   static_assert(kFewTokens == 4, "one case for each number of tokens");
-  for (std::int64_t tile = begin; tile < end; ++tile) {
+  for (std::int64_t row = begin; row < end; row += kBitmapTileRows) {
+    const std::int64_t tile = row / kBitmapTileRows;
     switch (call.x.rows) {
       case 1:
         multiply_row_tile<T, 1>(call, tile);
@@ -156,18 +186,9 @@ WANDA_EXT_INLINE void multiply_row_tiles(const Call& call, std::int64_t begin, s
 
 // --- One entry of each kind for all dtypes, compiled for every ISA ---
 
-WANDA_EXT_CLONES void convert_token_any(const Call& call, std::int64_t token) {
-  WANDA_EXT_FOR_DTYPE(convert_token, call, token);
-}
-
 WANDA_EXT_CLONES void multiply_row_tiles_any(const Call& call, std::int64_t begin,
                                              std::int64_t end) {
   WANDA_EXT_FOR_DTYPE(multiply_row_tiles, call, begin, end);
-}
-
-WANDA_EXT_CLONES void pack_panel_any(const Call& call, std::int64_t token, std::int64_t tokens,
-                                     std::int64_t panel) {
-  WANDA_EXT_FOR_DTYPE(pack_panel, call, token, tokens, panel);
 }
 
 WANDA_EXT_CLONES void multiply_range_any(const Call& call, std::int64_t begin, std::int64_t end,
@@ -206,15 +227,7 @@ Status linear_bitmap(ConstMatrixView x, const void* values, const std::int32_t* 
                      values,
                      mask};
 
-  if (m > kFewTokens) {
-    multiply_many(call, parallel, pack_panel_any, multiply_range_any);
-    return {};
-  }
-  for (std::int64_t token = 0; token < m; ++token) convert_token_any(call, token);
-  for_each_range(parallel, bitmap_row_tiles(n), 1,
-                 [&](std::int64_t begin, std::int64_t end, std::int64_t) {
-                   multiply_row_tiles_any(call, begin, end);
-                 });
+  multiply(call, parallel, kBitmapTileRows, multiply_row_tiles_any, multiply_range_any);
   return {};
 }
 

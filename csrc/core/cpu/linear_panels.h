@@ -80,34 +80,6 @@ WANDA_EXT_INLINE float sum_lanes(const FloatVector* vectors) {
          ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
 }
 
-// For a few tokens, x_float is x, [token][columns].
-template <typename T>
-WANDA_EXT_INLINE void convert_token(const Product& call, std::int64_t token) {
-  const T* x = static_cast<const T*>(call.x.data) + token * call.x.ld;
-  float* out = call.x_float + token * call.columns;
-  for (std::int64_t c = 0; c < call.x.cols; ++c) out[c] = to_float(x[c]);
-  for (std::int64_t c = call.x.cols; c < call.columns; ++c) out[c] = 0;
-}
-
-// x_float holds panels of kTokensPerPanel tokens, [panel][columns][token]; what is no token or lies
-// beyond k is zero.
-template <typename T>
-WANDA_EXT_INLINE void pack_panel(const Product& call, std::int64_t token, std::int64_t tokens,
-                                 std::int64_t panel) {
-  const T* x = static_cast<const T*>(call.x.data) + token * call.x.ld;
-  float* out = call.x_float + panel * call.columns * kTokensPerPanel;
-  const std::int64_t count = tokens < kTokensPerPanel ? tokens : kTokensPerPanel;
-  for (std::int64_t c = 0; c < call.x.cols; ++c) {
-    for (std::int64_t t = 0; t < count; ++t) {
-      out[c * kTokensPerPanel + t] = to_float(x[t * call.x.ld + c]);
-    }
-    for (std::int64_t t = count; t < kTokensPerPanel; ++t) out[c * kTokensPerPanel + t] = 0;
-  }
-  for (std::int64_t i = call.x.cols * kTokensPerPanel; i < call.columns * kTokensPerPanel; ++i) {
-    out[i] = 0;
-  }
-}
-
 // Adds the products of one row and one panel over `count` values of one chunk to
 // sums[kTokensPerPanel]. Half of the lanes at a time: their sums then stay in 16 registers.
 WANDA_EXT_INLINE void multiply_panel(const Kept& kept, std::int64_t count, const float* panel,
@@ -200,7 +172,7 @@ WANDA_EXT_INLINE void multiply_range(const Call& call, std::int64_t begin, std::
   }
 }
 
-// The dtypes of one entry, which the op compiles for every ISA.
+// The dtypes of one entry, which is compiled for every ISA.
 #define WANDA_EXT_FOR_DTYPE(function, ...)    \
   switch (call.x.dtype) {                     \
     case DType::kFloat32:                     \
@@ -244,12 +216,34 @@ inline Status check_workspace(const char* op, const void* workspace) {
   return {};
 }
 
-// The product of more than a few tokens. pack_panel_any and multiply_range_any are the op's entries
-// of pack_panel and multiply_range.
-template <typename Call, typename PackPanel, typename MultiplyRange>
-void multiply_many(const Call& call, const ParallelFor& parallel, PackPanel pack_panel_any,
-                   MultiplyRange multiply_range_any) {
+// --- The product ---
+
+// x_float of a few tokens, and of more: [token][columns], and panels of kTokensPerPanel tokens,
+// [panel][columns][token]. What is no token or lies beyond k is zero.
+void convert_token_any(const Product& call, std::int64_t token);
+void pack_panel_any(const Product& call, std::int64_t token, std::int64_t tokens,
+                    std::int64_t panel);
+
+// The op's own entries: a few tokens and rows [begin, end), and its multiply_range.
+template <typename Call>
+using MultiplyFew = void(const Call& call, std::int64_t begin, std::int64_t end);
+template <typename Call>
+using MultiplyRange = void(const Call& call, std::int64_t begin, std::int64_t end,
+                           std::int64_t token, std::int64_t tokens, Tile& tile);
+
+// A few tokens cut the rows at multiples of `grain`.
+template <typename Call>
+void multiply(const Call& call, const ParallelFor& parallel, std::int64_t grain,
+              MultiplyFew<Call>* multiply_few_any, MultiplyRange<Call>* multiply_range_any) {
   const std::int64_t m = call.x.rows;
+  if (m <= kFewTokens) {
+    for (std::int64_t token = 0; token < m; ++token) convert_token_any(call, token);
+    for_each_range(parallel, call.y.cols, grain,
+                   [&](std::int64_t begin, std::int64_t end, std::int64_t) {
+                     multiply_few_any(call, begin, end);
+                   });
+    return;
+  }
   for (std::int64_t token = 0; token < m; token += kTokensPerBlock) {
     const std::int64_t tokens = std::min(m - token, kTokensPerBlock);
     for_each_chunk(parallel, (tokens + kTokensPerPanel - 1) / kTokensPerPanel,

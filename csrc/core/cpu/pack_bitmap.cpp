@@ -13,29 +13,22 @@ namespace {
 // The 32 columns of a record widened, any zero as +0, and which are not zero.
 template <typename Bits>
 WANDA_EXT_INLINE std::uint32_t load_record(const Bits* weight, std::int32_t* columns) {
-  std::uint32_t nonzeros = 0;
-  for (int c = 0; c < kRecordColumns; ++c) {
-    const bool nonzero = static_cast<Bits>(weight[c] << 1) != 0;
-    columns[c] = static_cast<std::int32_t>(nonzero ? weight[c] : 0);
-    nonzeros |= static_cast<std::uint32_t>(nonzero) << c;
+  constexpr int kSign = 33 - 8 * static_cast<int>(sizeof(Bits));  // shifts the sign out
+  const Eight bit = {1, 2, 4, 8, 16, 32, 64, 128};
+  Eight bits = {};
+#pragma GCC unroll 4
+  for (int byte = 0; byte < kBytesPerRecord; ++byte) {
+    Eight eight;
+    widen(weight + 8 * byte, eight);
+    const Eight nonzero = (eight << kSign) != 0;  // -1 where true
+    eight &= nonzero;
+    std::memcpy(columns + 8 * byte, &eight, sizeof(eight));
+    bits |= (nonzero & bit) << (8 * byte);
   }
-  return nonzeros;
-}
-
-// Writes one record; returns whether it has more than 16 non-zeros.
-template <typename Bits>
-WANDA_EXT_INLINE bool pack_record(const Bits* weight, Bits* values, std::int32_t* mask) {
-  std::int32_t columns[kRecordColumns];
-  const std::uint32_t nonzeros = load_record(weight, columns);
-  const int count = count_bits(nonzeros);
-  const std::uint32_t kept = count == kRecordValues ? nonzeros : bitmap_of(nonzeros);
-  std::int32_t wide[kRecordValues + 8];
-  compress_record(kept, columns, wide);
-  for (int j = 0; j < 8; ++j) values[j] = static_cast<Bits>(wide[j]);
-  Bits* high = values + bitmap_value_index(0, 0, 8);
-  for (int j = 0; j < 8; ++j) high[j] = static_cast<Bits>(wide[8 + j]);
-  *mask = static_cast<std::int32_t>(kept);
-  return count > kRecordValues;
+  std::uint64_t pairs[4];
+  std::memcpy(pairs, &bits, sizeof(bits));
+  const std::uint64_t pair = (pairs[0] | pairs[1]) | (pairs[2] | pairs[3]);
+  return static_cast<std::uint32_t>(pair | pair >> 32);
 }
 
 // One row of one tile, `cols` columns of it; returns whether a record has more than 16 non-zeros.
@@ -47,11 +40,26 @@ WANDA_EXT_INLINE bool pack_tile_row(const Bits* weight, std::int64_t cols, int r
     for (std::int64_t c = 0; c < kBitmapTileColumns; ++c) padded[c] = c < cols ? weight[c] : 0;
     weight = padded;
   }
+  // The values are read back when all records are written, or each read would wait for its writes.
+  std::int32_t wide[kBitmapTileRecords][kRecordValues + 8];
   bool overfull = false;
+#pragma GCC unroll 4
   for (int record = 0; record < kBitmapTileRecords; ++record) {
-    overfull |=
-        pack_record(weight + record * kRecordColumns, values + bitmap_value_index(row, record, 0),
-                    mask + bitmap_mask_index(row, record));
+    std::int32_t columns[kRecordColumns];
+    const std::uint32_t nonzeros = load_record(weight + record * kRecordColumns, columns);
+    const int count = count_bits(nonzeros);
+    const std::uint32_t kept = count == kRecordValues ? nonzeros : bitmap_of(nonzeros);
+    compress_record(kept, columns, wide[record]);
+    mask[bitmap_mask_index(row, record)] = static_cast<std::int32_t>(kept);
+    overfull |= count > kRecordValues;
+  }
+#pragma GCC unroll 4
+  for (int record = 0; record < kBitmapTileRecords; ++record) {
+    Eight low, high;
+    std::memcpy(&low, wide[record], sizeof(low));
+    std::memcpy(&high, wide[record] + 8, sizeof(high));
+    narrow(low, values + bitmap_value_index(row, record, 0));
+    narrow(high, values + bitmap_value_index(row, record, 8));
   }
   return overfull;
 }

@@ -9,7 +9,7 @@ namespace wanda_ext {
 // For a matrix of n rows and k columns.
 inline Status check_surplus_entries(const char* op, const Surplus& surplus, std::int64_t n,
                                     std::int64_t k) {
-  if (Status status = check_surplus(op, surplus); !status.ok()) return status;
+  if (Status status = check_surplus(op, surplus, k); !status.ok()) return status;
   if (surplus.rows == nullptr || n == 0) return {};
   std::int64_t offset = 0;
   for (std::int64_t r = 0; r <= n; ++r) {
@@ -24,7 +24,7 @@ inline Status check_surplus_entries(const char* op, const Surplus& surplus, std:
   }
   bool inside = true;
   for (std::int64_t i = surplus.rows[0]; i < offset; ++i) {
-    inside &= surplus.columns[i] >= 0 && surplus.columns[i] < k;
+    inside &= surplus.columns[i] < k;
   }
   if (inside) return {};
   return make_error(StatusCode::kInvalidArgument,

@@ -12,20 +12,14 @@ namespace {
 
 template <typename Bits>
 WANDA_EXT_INLINE void unpack_record(const Bits* values, std::uint32_t mask, Bits* weight) {
-  std::int32_t wide[kRecordValues];
-  const Bits* high_values = values + bitmap_value_index(0, 0, 8);
-  for (int j = 0; j < 8; ++j) wide[j] = static_cast<std::int32_t>(values[j]);
-  for (int j = 0; j < 8; ++j) wide[8 + j] = static_cast<std::int32_t>(high_values[j]);
   Eight low, high;
-  std::memcpy(&low, wide, sizeof(low));
-  std::memcpy(&high, wide + 8, sizeof(high));
+  widen(values, low);
+  widen(values + bitmap_value_index(0, 0, 8), high);
 #pragma GCC unroll 4
   for (int byte = 0; byte < kBytesPerRecord; ++byte) {
     Eight columns;
     expand_byte(mask, byte, low, high, columns);
-    std::int32_t lanes[8];
-    std::memcpy(lanes, &columns, sizeof(columns));
-    for (int i = 0; i < 8; ++i) weight[8 * byte + i] = static_cast<Bits>(lanes[i]);
+    narrow(columns, weight + 8 * byte);
   }
 }
 

@@ -6,18 +6,12 @@
 #include <type_traits>
 
 #include "device.h"
+#include "mma_sp.h"
 
 namespace wanda_ext {
 namespace cuda {
 
 #if defined(__CUDACC__)
-
-// An address as loads and stores of shared memory take it: a register, and not two.
-using SharedAddress = unsigned;
-
-__device__ inline SharedAddress to_shared(const void* memory) {
-  return static_cast<SharedAddress>(__cvta_generic_to_shared(memory));
-}
 
 // Of the highest set bit; ~0 without one.
 __device__ inline unsigned highest_bit(unsigned bits) {
@@ -109,9 +103,7 @@ using simt::load_once;
 using simt::load_word;
 using simt::mma;
 using simt::select_bytes;
-using simt::SharedAddress;
 using simt::store_half;
-using simt::to_shared;
 
 #endif
 

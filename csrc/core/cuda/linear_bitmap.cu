@@ -1,9 +1,8 @@
 // linear_bitmap for few tokens: y[m,n] = x[m,k] W^T (+ surplus) (+ bias), by the tensor cores.
 //
 //   add_surplus  sums of the surplus alone, where there is one: a warp a row of W, fp32 [m,n]
-//   multiply     a CTA computes groups of rows of W x all tokens. W is operand A of mma, made out
-//   of
-//                records in a lane's own words of shared memory (linear_bitmap.h); x^T is B.
+//   multiply     a CTA computes groups of rows of W x all tokens. W is operand A of mma, which
+//                lanes make in words of shared memory of their own (linear_bitmap.h); x^T is B.
 //   add_pieces   the groups whose columns several CTAs share: adds what each has computed, in order
 //
 // Few tokens are bound by memory: W must stream from it once, at full speed, and nothing may wait.
@@ -249,7 +248,7 @@ __global__ void __launch_bounds__(kAddThreads)
   float sum[kMaxBitmapTokens] = {};
   for (std::int64_t e = begin + lane; e < end; e += kWarp) {
     const int column = surplus.columns[e];
-    if (column < 0 || column >= k) continue;
+    if (column >= k) continue;
     const float value = to_float(static_cast<const T*>(surplus.values)[e]);
 #pragma unroll
     for (int t = 0; t < kMaxBitmapTokens; ++t) {

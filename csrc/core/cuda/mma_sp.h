@@ -31,17 +31,19 @@ namespace cuda {
 #define WANDA_EXT_MMA_SP "mma.sp.sync.aligned.m16n8k32.row.col"
 #endif
 
-__device__ inline unsigned shared_address(const void* shared) {
-  return static_cast<unsigned>(__cvta_generic_to_shared(shared));
+// An address as loads and stores of shared memory take it: a register, and not two.
+using SharedAddress = unsigned;
+
+__device__ inline SharedAddress to_shared(const void* memory) {
+  return static_cast<SharedAddress>(__cvta_generic_to_shared(memory));
 }
 
 // 16 bytes, or as many zeros without a look at `global`. They lie in shared memory once the thread
 // that copies has waited for them; for other threads, after a barrier.
 __device__ inline void copy_async(void* shared, const void* global, bool inside) {
-  asm volatile(
-      "cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(shared_address(shared)),
-      "l"(global), "r"(inside ? 16 : 0)
-      : "memory");
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to_shared(shared)),
+               "l"(global), "r"(inside ? 16 : 0)
+               : "memory");
 }
 
 // Ends a group of copies, which may be empty.
@@ -57,7 +59,7 @@ __device__ void wait_copies() {
 __device__ inline void load_matrices(unsigned (&fragment)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(fragment[0]), "=r"(fragment[1]), "=r"(fragment[2]), "=r"(fragment[3])
-               : "r"(shared_address(row))
+               : "r"(to_shared(row))
                : "memory");
 }
 
@@ -102,6 +104,8 @@ using simt::commit_copies;
 using simt::copy_async;
 using simt::load_matrices;
 using simt::mma_sp;
+using simt::SharedAddress;
+using simt::to_shared;
 using simt::wait_copies;
 
 #endif

@@ -6,8 +6,6 @@
 // mask, and registers cannot be indexed.
 //
 // Memory: 2 bytes read and 1 1/8 written a weight of a 16-bit type.
-#include <climits>
-
 #include "core/check_bitmap.h"
 #include "row.h"
 #include "wanda_ext/ops.h"
@@ -108,18 +106,11 @@ Status pack_bitmap(ConstMatrixView weight, void* values, std::int32_t* mask, std
   const char* op = "pack_bitmap";
   const std::int64_t n = weight.rows, k = weight.cols;
   if (Status status = check_matrix(op, "weight", weight); !status.ok()) return status;
-  if (Status status = check_bitmap(op, values, mask, n, k); !status.ok()) return status;
+  if (Status status = check_bitmap_on_device(op, values, mask, n, k); !status.ok()) return status;
   const std::int64_t tiles = bitmap_row_tiles(n) * bitmap_column_tiles(k);
-  if (n > INT_MAX || tiles > INT_MAX || !is_aligned(values) || !is_aligned(mask)) {
-    return make_error(StatusCode::kInvalidArgument,
-                      "%s: values and mask must start on 16 bytes, and a weight have less than "
-                      "2^31 tiles, got %lld x %lld; split its rows",
-                      op, static_cast<long long>(n), static_cast<long long>(k));
-  }
   if (Status status = clear_bad(op, bad, stream); !status.ok()) return status;
   if (tiles == 0) return {};
-  const std::int64_t row_bytes = weight.ld * static_cast<std::int64_t>(size_of(weight.dtype));
-  const bool aligned = is_aligned(weight.data) && k % 8 == 0 && (n == 1 || row_bytes % 16 == 0);
+  const bool aligned = has_aligned_tiles(weight);
   const dim3 grid(static_cast<unsigned>((tiles + kPackWarps - 1) / kPackWarps));
   return with_element(weight.dtype, [&](auto element) {
     using T = decltype(element);

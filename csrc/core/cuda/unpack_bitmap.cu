@@ -1,14 +1,12 @@
 // unpack_bitmap on the device: the weight [n,k] back from records of a mask and 16 values.
 //
-//   unpack_tiles   a warp takes a tile of 16 rows x 128 columns. In shared memory it makes the
-//   tile's
-//                  image out of zeros and of what its lanes' records hold, and writes it row by
-//                  row, 16 bytes a lane side by side.
+//   unpack_tiles   a warp takes a tile of 16 rows x 128 columns. In shared memory it makes an
+//                  image of it out of zeros and of what its lanes' records hold, and writes it row
+//                  by row, 16 bytes a lane side by side.
 //   put_surplus    then, where there is one, a warp puts the surplus of a row in its place
 //
 // Memory: 1 1/8 bytes read and 2 written a weight of a 16-bit type.
 #include <algorithm>
-#include <climits>
 
 #include "bitmap_ptx.h"
 #include "core/check_bitmap.h"
@@ -101,7 +99,7 @@ __global__ void __launch_bounds__(kUnpackWarps* kWarp)
   const std::int64_t end = std::min<std::int64_t>(surplus.rows[row + 1], surplus.count);
   for (std::int64_t e = begin + threadIdx.x % kWarp; e < end; e += kWarp) {
     const std::int64_t column = surplus.columns[e];
-    if (column < 0 || column >= k) continue;
+    if (column >= k) continue;
     weight[row * ld + column] = static_cast<const Bits*>(surplus.values)[e];
   }
 }
@@ -110,8 +108,7 @@ template <typename Bits>
 Status run(const char* op, const void* values, const std::int32_t* mask, const Surplus& surplus,
            const MatrixView& weight, std::int64_t tiles, cudaStream_t stream) {
   const std::int64_t n = weight.rows, k = weight.cols;
-  const std::int64_t row_bytes = weight.ld * static_cast<std::int64_t>(sizeof(Bits));
-  const bool aligned = is_aligned(weight.data) && k % 8 == 0 && (n == 1 || row_bytes % 16 == 0);
+  const bool aligned = has_aligned_tiles(weight);
   auto* bits = static_cast<Bits*>(weight.data);
   const auto blocks = [](std::int64_t warps) {
     return dim3(static_cast<unsigned>((warps + kUnpackWarps - 1) / kUnpackWarps));
@@ -132,15 +129,9 @@ Status unpack_bitmap(const void* values, const std::int32_t* mask, const Surplus
   const char* op = "unpack_bitmap";
   const std::int64_t n = weight.rows, k = weight.cols;
   if (Status status = check_matrix(op, "weight", weight); !status.ok()) return status;
-  if (Status status = check_bitmap(op, values, mask, n, k); !status.ok()) return status;
-  if (Status status = check_surplus(op, surplus); !status.ok()) return status;
+  if (Status status = check_bitmap_on_device(op, values, mask, n, k); !status.ok()) return status;
+  if (Status status = check_surplus(op, surplus, k); !status.ok()) return status;
   const std::int64_t tiles = bitmap_row_tiles(n) * bitmap_column_tiles(k);
-  if (n > INT_MAX || tiles > INT_MAX || !is_aligned(values) || !is_aligned(mask)) {
-    return make_error(StatusCode::kInvalidArgument,
-                      "%s: values and mask must start on 16 bytes, and a weight have less than "
-                      "2^31 tiles, got %lld x %lld; split its rows",
-                      op, static_cast<long long>(n), static_cast<long long>(k));
-  }
   if (tiles == 0) return {};
   if (weight.dtype == DType::kFloat32) {
     return run<std::uint32_t>(op, values, mask, surplus, weight, tiles, stream);

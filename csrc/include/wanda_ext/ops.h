@@ -34,8 +34,9 @@ namespace wanda_ext {
 constexpr std::int64_t kRowsPerChunk = 32;
 constexpr std::int64_t kChunksPerGroup = 8;
 
-constexpr std::int64_t kMaxCols = 131072;  // of the row selection
-constexpr int kMaxGroup = 32;              // of the keep:group selection
+constexpr std::int64_t kMaxCols = 131072;        // of the row selection
+constexpr int kMaxGroup = 32;                    // of the keep:group selection
+constexpr std::int64_t kMaxSurplusCols = 65536;  // of a weight that has a surplus
 
 // acc[k] += sum over tokens of x[m,k]^2.   x [m,k]; acc [k] fp64; keep [m] or null (all).
 Status input_sumsq(double* acc, ConstMatrixView x, const bool* keep, const ParallelFor& parallel);
@@ -78,11 +79,12 @@ Status linear_24(ConstMatrixView x, const void* values, const std::int16_t* meta
 
 // The non-zeros that a bitmap's records have no room for: a CSR list, sorted by row, then column.
 // Row r of the matrix owns the entries [rows[r], rows[r + 1]); rows[0] need not be 0, so that a
-// view of some rows is rows + first. No surplus: rows is null.
+// view of some rows is rows + first. No surplus: rows is null. With one, k <= kMaxSurplusCols: a
+// column has 16 bits, so that half of a matrix, chosen row by row, costs 0.64 of it.
 struct Surplus {
-  const std::int32_t* rows = nullptr;     // [n + 1]
-  const std::int32_t* columns = nullptr;  // [count], in [0, k)
-  const void* values = nullptr;           // [count], of the dtype of the matrix
+  const std::int32_t* rows = nullptr;      // [n + 1]
+  const std::uint16_t* columns = nullptr;  // [count], in [0, k)
+  const void* values = nullptr;            // [count], of the dtype of the matrix
   std::int64_t count = 0;
 };
 

@@ -12,12 +12,6 @@
 
 namespace simt {
 
-using SharedAddress = std::uintptr_t;
-
-inline SharedAddress to_shared(const void* memory) {
-  return reinterpret_cast<SharedAddress>(memory);
-}
-
 template <typename Value>
 void keep(Value&) {}
 

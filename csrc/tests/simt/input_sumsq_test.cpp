@@ -34,7 +34,8 @@ void test_same_bits(DType dtype, std::int64_t m, std::int64_t k, std::int64_t ld
 
   std::vector<double> acc(static_cast<std::size_t>(k) + 1, 0.25);
   const std::size_t needed = cuda::input_sumsq_workspace(m, k) / sizeof(double);
-  std::vector<double> workspace(needed + 1, -7);
+  std::vector<double> workspace(needed, NAN);
+  workspace.push_back(-7);
   CHECK_OK(cuda::input_sumsq(acc.data(), x, mask, workspace.data(), nullptr));
   CHECK(workspace[needed] == -7);
   CHECK(acc.back() == 0.25);
@@ -48,7 +49,7 @@ void test_non_finite() {
   x.fill(random);
   x.set(35, 0, NAN);
   x.set(2, 1, -INFINITY);
-  std::vector<double> acc(8, 0), workspace(8);
+  std::vector<double> acc(8, 0), workspace(8, NAN);
   CHECK_OK(cuda::input_sumsq(acc.data(), x.view(), nullptr, workspace.data(), nullptr));
   CHECK(std::isnan(acc[0]));
   CHECK(std::isinf(acc[1]) && acc[1] > 0);

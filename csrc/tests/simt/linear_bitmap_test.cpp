@@ -22,7 +22,8 @@ struct Problem {
   std::int64_t m, n, k;
   Matrix x, weight, bias;
   Bitmap packed;
-  std::vector<std::int32_t> rows = {0}, columns;
+  std::vector<std::int32_t> rows = {0};
+  std::vector<std::uint16_t> columns;
   Matrix surplus_values;
 
   Problem(Random& random, DType dtype, std::int64_t m, std::int64_t n, std::int64_t k,
@@ -44,7 +45,7 @@ struct Problem {
     packed = testing::pack_by_hand(weight);
     for (std::int64_t r = 0; r < n; ++r) {
       for (std::int64_t i = random.below(4), c = random.below(9); i > 0 && c < k; --i) {
-        columns.push_back(static_cast<std::int32_t>(c));
+        columns.push_back(static_cast<std::uint16_t>(c));
         c += 1 + random.below(k);
       }
       rows.push_back(static_cast<std::int32_t>(columns.size()));
@@ -146,11 +147,29 @@ void test_records(Random& random) {
 void test_wrong_surplus(Random& random) {
   Problem problem(random, DType::kBFloat16, 3, 20, 64);
   problem.columns.assign(40, 64);
-  problem.columns[3] = -1;
+  problem.columns[3] = 0xffff;
   problem.rows.assign(21, 1000);
   problem.rows[0] = -5;
   const Matrix y = problem.run(true, false);
   CHECK(problem.is_close(false, false, y));
+}
+
+// Columns fill all 16 bits; wider weights have no surplus.
+void test_the_widest_surplus(Random& random) {
+  for (const std::int64_t m : {1, 7}) {
+    Problem problem(random, kDTypes[m % 2 != 0], m, 2, kMaxSurplusCols);
+    problem.columns = {32767, 32768, 40000, 65535};
+    problem.rows = {0, 2, 4};
+    test_problem(problem, true, true);
+  }
+  Problem wide(random, DType::kBFloat16, 1, 1, kMaxSurplusCols + 1);
+  test_problem(wide, false, false);
+  Matrix y(DType::kBFloat16, 1, 1);
+  std::vector<float> workspace(cuda::linear_bitmap_workspace(1, 1, wide.k) / 4);
+  CHECK_INVALID(
+      cuda::linear_bitmap(wide.x.view(), wide.packed.values.view().data, wide.packed.mask.data(),
+                          wide.surplus(), nullptr, y.view(), workspace.data(), nullptr),
+      "at most 65536 columns, got 65537");
 }
 
 void test_no_columns(Random& random) {
@@ -196,6 +215,7 @@ int main() {
   test_parts(random);
   test_records(random);
   test_wrong_surplus(random);
+  test_the_widest_surplus(random);
   test_no_columns(random);
   test_bad_arguments(random);
   return testing::finish();

@@ -42,6 +42,12 @@ inline std::array<Pipeline, kMaxThreads> pipelines;
 
 inline Pipeline& pipeline() { return pipelines[machine.current->rank]; }
 
+using SharedAddress = std::uintptr_t;
+
+inline SharedAddress to_shared(const void* memory) {
+  return reinterpret_cast<SharedAddress>(memory);
+}
+
 inline void copy_async(void* shared, const void* global, bool inside) {
   const auto bits = [](const void* address) { return reinterpret_cast<std::uintptr_t>(address); };
   if ((bits(shared) | bits(global)) % 16 != 0) {
@@ -49,7 +55,7 @@ inline void copy_async(void* shared, const void* global, bool inside) {
   }
   Copy copy = {shared, {}};
   if (inside) std::memcpy(copy.bytes.data(), global, 16);
-  std::memset(shared, kPoison, 16);
+  poison(shared, 16);
   pipeline().open.push_back(copy);
 }
 

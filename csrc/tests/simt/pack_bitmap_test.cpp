@@ -36,10 +36,11 @@ Bitmap test_pack(Matrix& weight, std::int64_t skip, std::int64_t k) {
 // The surplus, if it is given, is every fifth column of every other row.
 void test_unpack(Bitmap& packed, std::int64_t gap, std::int64_t skip, bool with_surplus) {
   const DType dtype = packed.values.dtype();
-  std::vector<std::int32_t> rows = {0}, columns;
+  std::vector<std::int32_t> rows = {0};
+  std::vector<std::uint16_t> columns;
   for (std::int64_t r = 0; r < packed.n; ++r) {
     for (std::int64_t c = r % 5; c < packed.k && r % 2 == 0; c += 5) {
-      columns.push_back(static_cast<std::int32_t>(c));
+      columns.push_back(static_cast<std::uint16_t>(c));
     }
     rows.push_back(static_cast<std::int32_t>(columns.size()));
   }
@@ -100,12 +101,30 @@ void test_some_rows(Random& random) {
   CHECK(parts == whole);
 }
 
+// Columns fill all 16 bits; wider weights have no surplus.
+void test_the_widest_surplus() {
+  constexpr std::int64_t k = kMaxSurplusCols;
+  for (const DType dtype : {DType::kFloat32, DType::kBFloat16}) {
+    Bitmap packed(dtype, 3, k);
+    std::fill(packed.mask.begin(), packed.mask.end(), static_cast<std::int32_t>(kEmptyRecord));
+    test_unpack(packed, 0, 0, true);
+  }
+  Matrix weight(DType::kFloat16, 1, k + 1), value(DType::kFloat16, 1, 1);
+  Bitmap packed(DType::kFloat16, 1, k + 1);
+  std::int32_t rows[] = {0, 1};
+  std::uint16_t column = 0;
+  CHECK_INVALID(cuda::unpack_bitmap(packed.values.view().data, packed.mask.data(),
+                                    {rows, &column, value.view().data, 1}, weight.view(), nullptr),
+                "at most 65536 columns, got 65537");
+}
+
 // Masks with too few bits, and a surplus that points outside, do no harm.
 void test_wrong_contents() {
   Bitmap packed(DType::kFloat16, 3, 40);
   std::fill(packed.mask.begin(), packed.mask.end(), 1);
   Matrix value(DType::kFloat16, 1, 1);
-  std::int32_t rows[] = {-3, 9, 1, 1 << 30}, columns[] = {40};
+  std::int32_t rows[] = {-3, 9, 1, 1 << 30};
+  std::uint16_t columns[] = {40};
   Matrix weight(DType::kFloat16, 3, 40, 48);
   CHECK_OK(cuda::unpack_bitmap(packed.values.view().data, packed.mask.data(),
                                {rows, columns, value.view().data, 1}, weight.view(), nullptr));
@@ -135,6 +154,7 @@ int main() {
   wanda_ext::testing::Random random(16);
   wanda_ext::test_random(random);
   wanda_ext::test_some_rows(random);
+  wanda_ext::test_the_widest_surplus();
   wanda_ext::test_wrong_contents();
   wanda_ext::test_bad_arguments();
   return wanda_ext::testing::finish();

@@ -9,9 +9,10 @@
 //   - threads wait for each other for ever, or wait in different barriers or collectives;
 //   - a lane is missing from its own mask, or a shuffle reads a lane that takes no part;
 //   - the grid, the block or the shared memory is larger than a device takes.
-// Shared memory is filled with kPoison for every block. `reverse_order` runs threads and blocks
-// from the last to the first: results that change with it miss a barrier or depend on a race. In
-// either order a warp runs as far ahead of the others as barriers let it.
+// Shared memory is poisoned for every block: NaN to any float type, absurd to an integer.
+// `reverse_order` runs threads and blocks from the last to the first: results that change with it
+// miss a barrier or depend on a race. In either order a warp runs as far ahead of the others as
+// barriers let it.
 //
 // Not checked: races as such, memory order, timing. Only what this project's kernels use is here; a
 // new intrinsic is one more function below.
@@ -61,9 +62,15 @@ constexpr unsigned kMaxThreads = 1024;
 constexpr std::size_t kStackBytes = 128 << 10;  // a sanitizer's frames are large
 constexpr std::size_t kMaxStaticShared = 48 << 10;
 constexpr std::size_t kMaxDynamicShared = 99 << 10;  // of the smallest architecture, sm_86
-constexpr int kPoison = 0xcb;                        // as a float -2.7e7, as an int -875836469
+constexpr std::uint16_t kPoison = 0xfff5;  // as a float of any size NaN, as an int -655371
 
 inline bool reverse_order = false;
+
+inline void poison(void* memory, std::size_t bytes) {
+  for (std::size_t i = 0; i < bytes; ++i) {
+    static_cast<char*>(memory)[i] = static_cast<char>(kPoison >> i % 2 * 8);
+  }
+}
 
 enum class State { kReady, kAtBlock, kAtWarp, kDone };
 
@@ -264,7 +271,8 @@ inline bool run_grid(dim3 grid, dim3 block, std::size_t shared_bytes, std::funct
   for (std::uint64_t i = 0; i < blocks && !machine.failed; ++i) {
     blockIdx = index_in(grid, reverse_order ? blocks - 1 - i : i);
     machine.static_shared.clear();
-    machine.dynamic_shared.assign(shared_bytes, static_cast<char>(kPoison));
+    machine.dynamic_shared.resize(shared_bytes);
+    poison(machine.dynamic_shared.data(), shared_bytes);
     run_block();
   }
   if (machine.failed) machine.threads.clear();  // they stand in the middle of the kernel
@@ -278,7 +286,8 @@ T& block_shared() {
   static const char type = 0;
   std::vector<char>& memory = machine.static_shared[&type];
   if (memory.empty()) {
-    memory.assign(sizeof(T), static_cast<char>(kPoison));
+    memory.resize(sizeof(T));
+    poison(memory.data(), sizeof(T));
     std::size_t bytes = 0;
     for (const auto& object : machine.static_shared) bytes += object.second.size();
     if (bytes > kMaxStaticShared) fail("%zu bytes of static shared memory", bytes);

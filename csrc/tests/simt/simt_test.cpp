@@ -58,7 +58,7 @@ __global__ void atomics(unsigned* data) {
   atomicMin(&data[0], 100 - threadIdx.x);
   atomicMax(&data[1], threadIdx.x);
   atomicCAS(&data[2], threadIdx.x, threadIdx.x + 1);
-  atomicAdd(&data[3], static_cast<unsigned*>(simt::dynamic_shared())[threadIdx.x] == 0xcbcbcbcb);
+  atomicAdd(&data[3], static_cast<unsigned*>(simt::dynamic_shared())[threadIdx.x] == 0xfff5fff5);
 }
 
 __global__ void barrier_in_one_branch(unsigned*) {
@@ -104,7 +104,7 @@ __global__ void copy_words(unsigned* wrong) {
   simt::commit_copies();
   simt::copy_async(to, from + 4, true);
   simt::commit_copies();
-  bool bad = to[0] != 0xcbcbcbcb;
+  bool bad = to[0] != 0xfff5fff5;
   simt::wait_copies<1>();
   bad |= to[0] != 0 || to[3] != 0;
   simt::wait_copies<0>();
@@ -167,7 +167,7 @@ int main() {
 
     unsigned patterns[2];
     CHECK(run(2, 1, read_uninitialised, patterns) == cudaSuccess);
-    CHECK(patterns[0] == 0xcbcbcbcb && patterns[1] == 0xcbcbcbcb);
+    CHECK(patterns[0] == 0xfff5fff5 && patterns[1] == 0xfff5fff5);
 
     unsigned winner = 0;
     CHECK(run(1, 64, race, &winner) == cudaSuccess);
