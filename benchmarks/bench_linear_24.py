@@ -15,28 +15,26 @@ benchmarks/results/linear_24_<dtype>.json after every shape.
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-import harness
 import shapes
-from gpu_harness import GpuEntrant, buffer_count, device_state, resumed, store, time_gpu_case
-from harness import Case, Entrant, time_case
+from gpu_harness import (
+    ALLOWED,
+    RIVALS_ALLOWED,
+    GpuEntrant,
+    copies,
+    fill_table,
+    pristine,
+    time_cell,
+)
 from torch_24 import RELAXED, CuSparseLt, Cutlass, UnsupportedError, first_line, relative_error
 from wanda_ext import dispatch, ops
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-ALLOWED = {torch.bfloat16: 4e-3, torch.float16: 6e-4}  # |y - fp64| / |fp64|
-RIVALS_ALLOWED = 2e-2  # they may add in lower precision
-ROTATED_BYTES = 1 << 28
-LEAST_CALLS = 20  # of a graph
 CHECKED_ROWS = 128  # against fp64 at each end of y
 SMALL = ([(64, 64), (96, 32)], [1, 3, 8, 2048])
 
@@ -54,16 +52,14 @@ class Weights:
 
     def __init__(self, n: int, k: int, dtype: torch.dtype, device: torch.device) -> None:
         self.n, self.k = n, k
-        g = torch.Generator(device=device).manual_seed(0)
-        weight = torch.randn(n, k, device=device, generator=g).to(dtype)
-        norm = torch.randn(k, device=device, generator=g).abs()
+        weight, norm = pristine(n, k, dtype, device)
         ops.prune_nm_(weight, norm, 2, 4)
         values, meta = ops.pack_24(weight)
         self.gpu = dispatch.gpu_of(device)
         self.order = dispatch.order_of(self.gpu.arch) if self.gpu else 0
         meta = ops.order_meta_24(meta, n, k, 0, self.order)
         bytes_each = values.nbytes + meta.nbytes
-        self.count = buffer_count(bytes_each, ROTATED_BYTES, 1 << 20) if self.gpu else 2
+        self.count = copies(bytes_each, self.gpu is not None)
         self.dense, self.values, self.meta = (
             t.repeat(self.count, *[1] * t.dim()) for t in (weight, values, meta)
         )
@@ -111,19 +107,11 @@ def measure(w: Weights, m: int, seconds: float) -> dict[str, Any]:
     if w.gpu:
         kernel, splits = dispatch.choose(w.gpu, dispatch.name_of(dtype), w.n, w.k, m)
         cell["kernel"] = f"{kernel}/{splits}"
-        entrants = [
-            GpuEntrant(name, run, captured[name], mode=RELAXED if name == CUSPARSELT else "global")
-            for name, run in runs.items()
-        ]
-        calls = max(LEAST_CALLS, w.count)
-        case = time_gpu_case(
-            cell["name"], entrants, w.count, lambda: None, seconds=seconds, calls=calls
-        )
-    else:
-        plain = [Entrant(name, lambda _, run=run: run(0)) for name, run in runs.items()]
-        case = time_case(cell["name"], plain, 5)
-    cell["timings"] = case.timings
-    cell["ratios"] = _ratios(case)
+    entrants = [
+        GpuEntrant(name, run, captured[name], mode=RELAXED if name == CUSPARSELT else "global")
+        for name, run in runs.items()
+    ]
+    time_cell(cell, entrants, w, PACKED, seconds)
     return cell
 
 
@@ -138,15 +126,6 @@ def _checked(name: str, run: Any, w: Weights, x: Tensor, dense: Tensor) -> float
     apart = relative_error(y, dense)
     assert apart <= RIVALS_ALLOWED, f"{name}, {w.n}x{w.k}, m {x.shape[0]}: {apart} from dense"
     return round(error, 7)
-
-
-def _ratios(case: Case) -> dict[str, float]:
-    ours = case.timings[PACKED].median_ms
-    return {
-        f"{name} / {PACKED}": round(timing.median_ms / ours, 4)
-        for name, timing in case.timings.items()
-        if name != PACKED
-    }
 
 
 def summary(cells: Iterable[dict[str, Any]]) -> dict[str, Any]:
@@ -175,40 +154,7 @@ def summary(cells: Iterable[dict[str, Any]]) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--part", choices=[*shapes.PARTS, "all"], default="all")
-    parser.add_argument("--m", type=lambda text: [int(m) for m in text.split(",")])
-    parser.add_argument("--dtype", choices=DTYPES, default="bf16")
-    parser.add_argument("--seconds", type=float, default=0.2, help="of every cell, at least")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--small", action="store_true")
-    args = parser.parse_args()
-    device = torch.device("cpu" if args.small else "cuda")
-    parts = shapes.PARTS if args.part == "all" else {args.part: shapes.PARTS[args.part]}
-    linears = [shape for part in parts.values() for shape in part]
-    linears, tokens = SMALL if args.small else (linears, list(shapes.TOKENS))
-    path = args.out or (None if args.small else harness.RESULTS / f"linear_24_{args.dtype}.json")
-    results = resumed(path, {"device": [], "summary": {}, "cells": []})
-    dispatch.use(device)
-    results["device"].append(device_state())
-    for n, k in linears:
-        there = {(cell["n"], cell["k"], cell["m"]) for cell in results["cells"]}
-        missing = [m for m in args.m or tokens if (n, k, m) not in there]
-        if not missing:
-            continue
-        weights = Weights(n, k, DTYPES[args.dtype], device)
-        for m in missing:
-            cell = measure(weights, m, args.seconds)
-            results["cells"].append(cell)
-            print(cell["name"], cell.get("kernel", ""), cell["ratios"], flush=True)
-        results["summary"] = summary(results["cells"])
-        store(path, results)
-        if not args.small:
-            torch.cuda.empty_cache()
-    results["device"].append(device_state())
-    print(json.dumps(results["summary"]))
+    fill_table("linear_24", __doc__, SMALL, Weights, measure, summary)
 
 
 if __name__ == "__main__":

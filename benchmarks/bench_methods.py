@@ -11,14 +11,12 @@ to 128 samples. Writes benchmarks/results/methods.json and, where matplotlib is,
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import statistics
 import subprocess
 import sys
 import time
 from functools import partial
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -27,9 +25,10 @@ from torch import Tensor
 import harness
 import shapes
 import wanda_ext
+from demo_runs import Demo, plot
 from harness import Case, Entrant, ratio, time_case, timing_of
 from wanda_ext import ops
-from wanda_ext.demo_model import DemoSettings, cached_model, split_text
+from wanda_ext.demo_model import DemoSettings
 from wanda_ext.methods import Method, get_method
 from wanda_ext.sparsity import Sparsity, parse_sparsity
 from wanda_ext.statistic import InputStatistic, gram_of
@@ -165,21 +164,14 @@ def bench_model(threads: int, hidden: int, repeats: int) -> list[dict[str, Any]]
 
 def bench_quality(settings: DemoSettings, samples: tuple[int, ...]) -> dict[str, Any]:
     """Held-out perplexity of the demo model at 50 %: mean and extremes over the seeds."""
-    dense, tokenizer = cached_model(settings)
-    text, held_out = split_text()
-    ids = torch.tensor(tokenizer(held_out).input_ids)
+    demo = Demo(settings)
     rows = []
     for count in samples:
         row: dict[str, Any] = {"name": str(count)}
         for method in ("wanda", "sparsegpt"):
-            found = []
-            for seed in SEEDS:
-                model = copy.deepcopy(dense)
-                wanda_ext.prune_model(
-                    model, [text], 0.5, method=method, tokenizer=tokenizer, nsamples=count,
-                    seqlen=settings.seqlen, seed=seed, swap=False, progress=False,
-                )  # fmt: skip
-                found.append(wanda_ext.perplexity(model, ids, settings.seqlen))
+            found = [
+                demo.pruned_perplexity(0.5, method, nsamples=count, seed=seed) for seed in SEEDS
+            ]
             row[method] = {
                 "mean": statistics.mean(found),
                 "low": min(found),
@@ -189,33 +181,18 @@ def bench_quality(settings: DemoSettings, samples: tuple[int, ...]) -> dict[str,
         rows.append(row)
         told = ", ".join(f"{m} {row[m]['mean']:.2f}" for m in ("wanda", "sparsegpt"))
         print(f"{count:4} samples of {settings.seqlen} tokens: {told}")
-    return {"dense": wanda_ext.perplexity(dense, ids, settings.seqlen), "samples": rows}
+    return {"dense": demo.perplexity_of(demo.dense), "samples": rows}
 
 
-def plot(quality: dict[str, Any]) -> None:
-    """methods.svg: mean perplexity over samples, and the seeds' range."""
-    if find_spec("matplotlib") is None:
-        print("no plot: it takes matplotlib (pip install 'wanda_ext[plot]')")
-        return
-    from matplotlib import rcParams
-    from matplotlib.figure import Figure
-
-    rcParams["svg.hashsalt"] = "wanda_ext"  # the same figures give the same file
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
-    rows = quality["samples"]
+def draw(rows: list[dict[str, Any]], axes: Any) -> None:
+    """Mean perplexity over samples, and the seeds' range."""
     counts = [int(row["name"]) for row in rows]
     for method, label in (("wanda", "Wanda"), ("sparsegpt", "SparseGPT")):
         axes.plot(counts, [row[method]["mean"] for row in rows], marker="o", label=label)
         lows, highs = ([row[method][key] for row in rows] for key in ("low", "high"))
         axes.fill_between(counts, lows, highs, alpha=0.2)
-    axes.axhline(quality["dense"], color="gray", linestyle="--", label="dense")
     axes.set_xscale("log", base=2)
     axes.set_xticks(counts, [str(count) for count in counts])
-    axes.set_xlabel("calibration samples of 128 tokens")
-    axes.set_ylabel("held-out perplexity at 50 %")
-    axes.legend()
-    figure.savefig(harness.RESULTS / "methods.svg", metadata={"Date": None})
 
 
 def main() -> None:
@@ -242,7 +219,9 @@ def main() -> None:
         samples = SAMPLES[:2] if args.small else SAMPLES
         results["quality"] = bench_quality(DemoSettings(), samples)
     if args.only is None and not args.small:
-        plot(results["quality"])
+        quality = results["quality"]
+        labels = ("calibration samples of 128 tokens", "held-out perplexity at 50 %")
+        plot("methods.svg", quality["dense"], labels, partial(draw, quality["samples"]))
         harness.save("methods.json", results)
 
 

@@ -11,10 +11,9 @@ and, where matplotlib is, quality_patterns.svg.
 from __future__ import annotations
 
 import argparse
-import copy
 import statistics
 from dataclasses import dataclass
-from importlib.util import find_spec
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,8 +21,9 @@ from torch import Tensor
 
 import harness
 import wanda_ext
+from demo_runs import Demo, plot
 from wanda_ext import reference
-from wanda_ext.demo_model import DemoSettings, cached_model, split_text
+from wanda_ext.demo_model import DemoSettings
 from wanda_ext.methods import Method, get_method
 from wanda_ext.sparsity import NM, Sparsity, Unstructured
 from wanda_ext.statistic import InputStatistic, Reads
@@ -79,24 +79,18 @@ def method_for(name: str, sparsity: Sparsity) -> str | Method:
 
 def measure(settings: DemoSettings, draws: int) -> tuple[float, dict[str, dict[str, list[float]]]]:
     """Perplexity of one trained model, dense and by pattern and method: one for each draw."""
-    dense, tokenizer = cached_model(settings)
-    text, held_out = split_text()
-    ids = torch.tensor(tokenizer(held_out).input_ids)
+    demo = Demo(settings)
     found: dict[str, dict[str, list[float]]] = {}
     for pattern, sparsity in PATTERNS.items():
         for name in METHODS:
-            values = found.setdefault(pattern, {}).setdefault(name, [])
-            for draw in range(draws if name != "magnitude" else 1):  # which reads no data
-                model = copy.deepcopy(dense)
-                wanda_ext.prune_model(
-                    model, [text], sparsity, method=method_for(name, sparsity), seed=draw,
-                    tokenizer=tokenizer, nsamples=settings.nsamples, seqlen=settings.seqlen,
-                    swap=False, progress=False,
-                )  # fmt: skip
-                values.append(wanda_ext.perplexity(model, ids, settings.seqlen))
+            seeds = range(draws if name != "magnitude" else 1)  # which reads no data
+            found.setdefault(pattern, {})[name] = [
+                demo.pruned_perplexity(sparsity, method_for(name, sparsity), seed=seed)
+                for seed in seeds
+            ]
         told = ", ".join(f"{name} {statistics.mean(v):.2f}" for name, v in found[pattern].items())
         print(f"seed {settings.seed}, {pattern:6} {told}", flush=True)
-    return wanda_ext.perplexity(dense, ids, settings.seqlen), found
+    return demo.perplexity_of(demo.dense), found
 
 
 def table(runs: list[dict[str, dict[str, list[float]]]]) -> list[dict[str, Any]]:
@@ -119,24 +113,10 @@ def is_between(rows: list[dict[str, Any]], method: str) -> bool:
     return bool(worse >= ours >= better)
 
 
-def plot(dense: float, rows: list[dict[str, Any]]) -> None:
-    """quality_patterns.svg: mean perplexity by pattern, a line a method."""
-    if find_spec("matplotlib") is None:
-        print("no plot: it takes matplotlib (pip install 'wanda_ext[plot]')")
-        return
-    from matplotlib import rcParams
-    from matplotlib.figure import Figure
-
-    rcParams["svg.hashsalt"] = "wanda_ext"  # the same figures give the same file
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
+def draw(rows: list[dict[str, Any]], axes: Any) -> None:
+    """Mean perplexity by pattern, a line a method."""
     for name, label in zip(METHODS, ("magnitude", "Wanda", "SparseGPT"), strict=True):
         axes.plot([r["name"] for r in rows], [r[name]["mean"] for r in rows], "o-", label=label)
-    axes.axhline(dense, color="gray", linestyle="--", label="dense")
-    axes.set_xlabel("kept columns : group")
-    axes.set_ylabel("held-out perplexity")
-    axes.legend()
-    figure.savefig(harness.RESULTS / "quality_patterns.svg", metadata={"Date": None})
 
 
 def main() -> None:
@@ -152,7 +132,8 @@ def main() -> None:
     between = {name: is_between(rows, name) for name in METHODS}
     print(f"16:32 between 4:8 and 50%: {between}")
     if not args.small:
-        plot(dense, rows)
+        labels = ("kept columns : group", "held-out perplexity")
+        plot("quality_patterns.svg", dense, labels, partial(draw, rows))
         results = {"dense": {"mean": dense, "by model": [value for value, _ in found]}}
         results |= {"patterns": rows, "16:32 between 4:8 and 50%": between}  # type: ignore[dict-item]
         harness.save("quality_patterns.json", results)

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 import harness
 import wanda_ext
-from wanda_ext.demo_model import DemoSettings, cached_model, split_text
+from demo_runs import Demo
+from wanda_ext.demo_model import DemoSettings
 
 SPARSITIES = ("60%", "70%", "2:4")
 METHODS = ("wanda", "sparsegpt")
@@ -34,29 +35,16 @@ LORA = LoraConfig(target_modules="all-linear", r=16, lora_alpha=32)
 LORA_RATE, FULL_RATE = 2e-3, 1e-3
 
 
-class Bench:
-    """The dense model, its text, and what is measured of every other one."""
+class Bench(Demo):
+    """What is measured of the dense model's copies."""
 
     def __init__(self, small: bool) -> None:
-        self.settings = DemoSettings()
-        self.dense, self.tokenizer = cached_model(self.settings)
-        text, held_out = split_text()
-        self.text = text
-        self.train_ids = torch.tensor(self.tokenizer(text).input_ids)
-        self.held_out = torch.tensor(self.tokenizer(held_out).input_ids)
+        super().__init__(DemoSettings())
+        self.train_ids = self.ids_of(self.text)
         if small:
             self.train_ids, self.held_out = self.train_ids[:4096], self.held_out[:1024]
-        self.data = {
-            "tokenizer": self.tokenizer,
-            "nsamples": 8 if small else self.settings.nsamples,
-            "seqlen": self.settings.seqlen,
-            "seed": self.settings.seed,
-            "progress": False,
-        }
-        self.perplexity = self._perplexity(self.dense)
-
-    def _perplexity(self, model: Any) -> float:
-        return wanda_ext.perplexity(model, self.held_out, self.settings.seqlen)
+        self.drawn = self.data(**({"nsamples": 8} if small else {}))
+        self.perplexity = self.perplexity_of(self.dense)
 
     def measured(
         self, model: Any, work: Callable[[Any], Any], pruned: Any = None
@@ -66,18 +54,18 @@ class Bench:
         start = time.perf_counter()
         work(model)
         seconds = time.perf_counter() - start
-        figures = {"perplexity": self._perplexity(model), "seconds": round(seconds, 1)}
+        figures = {"perplexity": self.perplexity_of(model), "seconds": round(seconds, 1)}
         if pruned is not None:
             figures["zeros changed"] = zeros_changed(pruned, model)
         return model, figures
 
     def prune(self, method: str, sparsity: str) -> Callable[[Any], Any]:
         return lambda model: wanda_ext.prune_model(
-            model, [self.text], sparsity, method=method, swap=False, **self.data
+            model, [self.text], sparsity, method=method, swap=False, **self.drawn
         )
 
     def repair(self, model: Any) -> None:
-        wanda_ext.repair(model, self.dense, [self.text], **self.data)
+        wanda_ext.repair(model, self.dense, [self.text], **self.drawn)
 
     def fine_tune(self, model: Any) -> None:
         """All weights, the zeros held."""

@@ -167,3 +167,14 @@ def toy_statistics(model, index=0):
         walk.advance(i)
     found = walk.statistics(index, linears_of(model.blocks[index]))
     return walk, {name.removeprefix("linears."): s.tokens for name, s in found.items()}
+
+
+# --- Calibration text -----------------------------------------------------------------------------
+
+TEXTS = [f"document {i}: " + " ".join(f"word{i * j}" for j in range(40)) for i in range(30)]
+WINDOWS = {"nsamples": 6, "seqlen": 32}
+
+
+def ids_of(batches: list[dict[str, torch.Tensor]]) -> torch.Tensor:
+    """The token ids of all batches."""
+    return torch.cat([batch["input_ids"] for batch in batches])

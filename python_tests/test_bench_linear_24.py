@@ -1,4 +1,4 @@
-"""bench_linear_24 as far as the CPU goes: with --small, and with a GPU that is not there."""
+"""bench_linear_24 on the CPU: with --small, and a GPU that is not there; both command lines."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ import torch
 from fake_cuda import one_thread, pose_with_graphs, run_small
 
 import bench_linear_24
+import bench_linear_bitmap
 import gpu_harness
 import shapes
-import torch_24
-from torch_24 import Algorithm, CuSparseLt, UnsupportedError, padded, relative_error
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -24,7 +23,7 @@ def calm():
 @pytest.fixture
 def on_fake_gpu(monkeypatch):
     pose_with_graphs(monkeypatch)
-    monkeypatch.setattr(bench_linear_24, "ROTATED_BYTES", 1 << 15)
+    monkeypatch.setattr(gpu_harness, "ROTATED_BYTES", 1 << 15)
 
 
 def test_linear_24_runs_small_and_resumes(tmp_path, monkeypatch):
@@ -116,58 +115,40 @@ def test_summary_takes_geometric_means_of_the_cells_of_each_goal():
     assert len(every) == 18 * 17 and len({(c["n"], c["k"], c["m"]) for c in every}) == 18 * 17
 
 
-# --- torch's own 2:4 ------------------------------------------------------------------------------
+# --- The command line of both ---------------------------------------------------------------------
 
 
-class FakeCuSparseLt(CuSparseLt):
-    """Algorithm 0 refuses, 1 is wrong, the higher the id of another the faster it is."""
-
-    captures = True
-
-    def __init__(self, weight):
-        self.packed = [weight]
-
-    def _algorithms(self, x):
-        yield from (Algorithm(i, 1, -1, True) for i in (2, 0, 1, 3, 2))
-
-    def multiply(self, x, by, i):
-        if by.alg_id == 0:
-            raise RuntimeError("not supported")
-        return padded(x)[: x.shape[0]] @ self.packed[i].t() * (2 if by.alg_id == 1 else 1)
-
-    def _quick(self, x, algorithm, captured):
-        if captured and not self.captures:
-            raise RuntimeError("operation not permitted when stream is capturing")
-        return 1 / algorithm.alg_id
+@pytest.mark.parametrize("benchmark", [bench_linear_24, bench_linear_bitmap])
+def test_without_a_gpu_it_is_refused_before_any_work(benchmark, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(benchmark, "Weights", lambda *_: pytest.fail("worked first"))
+    monkeypatch.setattr("sys.argv", ["benchmark", "--out", str(tmp_path / "out.json")])
+    with pytest.raises(SystemExit) as stopped:
+        benchmark.main()
+    assert stopped.value.code == 2
+    assert "torch sees none; --small tries it on the CPU" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("captures", [True, False])
-def test_the_fastest_right_algorithm_is_found(captures, monkeypatch):
-    monkeypatch.setattr(FakeCuSparseLt, "captures", captures)
-    x, weight = torch.randn(3, 16), torch.randn(8, 16)
-    found = FakeCuSparseLt(weight).screen(x, x @ weight.t(), 1e-3).record()
-    fastest = {"alg_id": 3, "split_k": 1, "split_k_mode": -1, "transposed": True}
-    assert found == {
-        "fastest": fastest,
-        "captured": captures,
-        "timed": 2,
-        "refused": 1,
-        "wrong": 1,
-    }
-    with pytest.raises(UnsupportedError, match="1 refuse and 3 are wrong"):
-        FakeCuSparseLt(weight).screen(x, torch.ones(3, 8), 1e-3)
-
-
-def test_what_torch_lacks_is_recorded_as_unsupported():
-    weights = torch.zeros(2, 32, 64, dtype=torch.bfloat16)
-    for kind in (CuSparseLt, torch_24.Cutlass):
-        with pytest.raises(UnsupportedError, match=r"cuSPARSELt|CUDA"):
-            kind(weights)
-
-
-def test_tokens_are_padded_and_errors_are_relative():
-    assert padded(torch.ones(1, 16)).shape == (8, 16)
-    assert padded(torch.ones(16, 16)).shape == (16, 16)
-    y = torch.full((2000, 4), 3.0)
-    assert relative_error(y * 1.5, y) == pytest.approx(0.5)
-    assert not relative_error(y * torch.nan, y) <= 1
+@pytest.mark.parametrize(
+    ("benchmark", "name"),
+    [(bench_linear_24, "linear_24"), (bench_linear_bitmap, "linear_bitmap")],
+)
+def test_a_part_is_measured_into_its_own_file(benchmark, name, tmp_path, monkeypatch, on_fake_gpu):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Test GPU")
+    monkeypatch.setattr(gpu_harness, "RESULTS", tmp_path)
+    made = []
+    monkeypatch.setattr(benchmark, "Weights", lambda *given: made.append(given) or given)
+    monkeypatch.setattr(
+        benchmark,
+        "measure",
+        lambda w, m, s: {"name": str(w), "n": w[0], "k": w[1], "m": m, "ratios": {str(s): 1.0}},
+    )
+    monkeypatch.setattr(benchmark, "summary", lambda cells: {"cells": len(cells)})
+    monkeypatch.setattr("sys.argv", ["benchmark", "--part", "8b", "--dtype", "fp16"])
+    benchmark.main()
+    assert made == [(n, k, torch.float16, torch.device("cuda")) for n, k in shapes.PARTS["8b"]]
+    written = json.loads((tmp_path / f"{name}_fp16.json").read_text())
+    assert [cell["m"] for cell in written["cells"]] == [*shapes.TOKENS] * len(made)
+    assert written["summary"] == {"cells": len(written["cells"])}

@@ -1,4 +1,4 @@
-"""bench_model as far as the CPU goes: with --small, and with a GPU that is not there."""
+"""bench_model and torch_24 on the CPU: with --small, and with a GPU that is not there."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from fake_cuda import one_thread, pose_with_graphs, run_small
 
 import bench_model
+import torch_24
 from llama_24 import (
     STEPS,
     Decode,
@@ -19,7 +20,7 @@ from llama_24 import (
     packed_twin,
     random_llama,
 )
-from torch_24 import relative_error
+from torch_24 import Algorithm, CuSparseLt, UnsupportedError, padded, relative_error
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -94,3 +95,60 @@ def test_a_restored_decode_does_the_same_steps_again(models):
     decode.restore()
     assert torch.equal(decode.run(), first)
     assert not torch.equal(first[:, 0], first[:, 1])
+
+
+# --- torch's own 2:4 ------------------------------------------------------------------------------
+
+
+class FakeCuSparseLt(CuSparseLt):
+    """Algorithm 0 refuses, 1 is wrong, the higher the id of another the faster it is."""
+
+    captures = True
+
+    def __init__(self, weight):
+        self.packed = [weight]
+
+    def _algorithms(self, x):
+        yield from (Algorithm(i, 1, -1, True) for i in (2, 0, 1, 3, 2))
+
+    def multiply(self, x, by, i):
+        if by.alg_id == 0:
+            raise RuntimeError("not supported")
+        return padded(x)[: x.shape[0]] @ self.packed[i].t() * (2 if by.alg_id == 1 else 1)
+
+    def _quick(self, x, algorithm, captured):
+        if captured and not self.captures:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return 1 / algorithm.alg_id
+
+
+@pytest.mark.parametrize("captures", [True, False])
+def test_the_fastest_right_algorithm_is_found(captures, monkeypatch):
+    monkeypatch.setattr(FakeCuSparseLt, "captures", captures)
+    x, weight = torch.randn(3, 16), torch.randn(8, 16)
+    found = FakeCuSparseLt(weight).screen(x, x @ weight.t(), 1e-3).record()
+    fastest = {"alg_id": 3, "split_k": 1, "split_k_mode": -1, "transposed": True}
+    assert found == {
+        "fastest": fastest,
+        "captured": captures,
+        "timed": 2,
+        "refused": 1,
+        "wrong": 1,
+    }
+    with pytest.raises(UnsupportedError, match="1 refuse and 3 are wrong"):
+        FakeCuSparseLt(weight).screen(x, torch.ones(3, 8), 1e-3)
+
+
+def test_what_torch_lacks_is_recorded_as_unsupported():
+    weights = torch.zeros(2, 32, 64, dtype=torch.bfloat16)
+    for kind in (CuSparseLt, torch_24.Cutlass):
+        with pytest.raises(UnsupportedError, match=r"cuSPARSELt|CUDA"):
+            kind(weights)
+
+
+def test_tokens_are_padded_and_errors_are_relative():
+    assert padded(torch.ones(1, 16)).shape == (8, 16)
+    assert padded(torch.ones(16, 16)).shape == (16, 16)
+    y = torch.full((2000, 4), 3.0)
+    assert relative_error(y * 1.5, y) == pytest.approx(0.5)
+    assert not relative_error(y * torch.nan, y) <= 1

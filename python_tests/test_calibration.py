@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from models import VOCAB, tiny_tokenizer, token_ids
+from models import TEXTS, VOCAB, WINDOWS, ids_of, tiny_tokenizer, token_ids
 from torch.utils.data import DataLoader
 
 from wanda_ext.calibration import calibration_batches
-
-TEXTS = [f"document {i}: " + " ".join(f"word{i * j}" for j in range(40)) for i in range(30)]
-WINDOWS = {"nsamples": 6, "seqlen": 32}
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
     return tiny_tokenizer()
-
-
-def ids_of(batches):
-    return torch.cat([batch["input_ids"] for batch in batches])
 
 
 # --- Tokens --------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from models import tiny_model, tiny_tokenizer
+from command_line import one_line, prune, saved_model, weights
 
 import wanda_ext
 from wanda_ext import cli, page, shards
@@ -21,29 +21,7 @@ from wanda_ext.report import PruneReport
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("models") / "dense"
-    tiny_model().save_pretrained(directory)
-    tiny_tokenizer().save_pretrained(directory)
-    text = " ".join(f"word{i} of line {i % 7}" for i in range(200))
-    (directory.parent / "text.txt").write_text(text)
-    return directory
-
-
-def prune(saved: Path, out: Path, *more: str) -> int:
-    calib = str(saved.parent / "text.txt")
-    options = ["--calib", calib, "--nsamples", "4", "--seqlen", "32", *more]
-    return cli.main(["prune", str(saved), "--out", str(out), *options])
-
-
-def weights(directory: Path) -> dict[str, torch.Tensor]:
-    model = transformers.AutoModelForCausalLM.from_pretrained(directory)
-    return dict(model.named_parameters())
-
-
-def one_line(capsys: pytest.CaptureFixture[str]) -> str:
-    said = [x for x in capsys.readouterr().err.splitlines() if x.startswith("wanda-ext: ")]
-    assert len(said) == 1, said
-    return said[0]
+    return saved_model(tmp_path_factory.mktemp("models"))
 
 
 def test_directories_are_pruned_block_by_block(
@@ -169,8 +147,8 @@ def test_what_cannot_be_packed_is_refused_before_work(
     saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(wanda_ext, "prune_model", lambda *_, **__: pytest.fail("pruned first"))
-    assert prune(saved, tmp_path / "out", "--sparsity", "4:8", "--packed", "--gate") == 1
-    assert "packs 2:4 linears" in one_line(capsys)
+    assert prune(saved, tmp_path / "out", "--sparsity", "20%", "--packed", "--gate") == 1
+    assert "at least 30% is pruned" in one_line(capsys)
     assert list(tmp_path.iterdir()) == []
 
 
