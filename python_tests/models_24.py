@@ -1,10 +1,12 @@
-"""Tiny random models whose linears are 2:4, without the engine that prunes."""
+"""Tiny random models that are 2:4 or of other patterns, without the engine that prunes."""
 
 from __future__ import annotations
 
 import copy
 import hashlib
 import json
+from fnmatch import fnmatch
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,21 @@ CONFIGS = {
         **TOKENS,
     ),
 }
+# Wide enough for bitmaps, whose records lie in tiles of 16 rows and 128 columns.
+WIDE = {
+    "llama": LlamaConfig(
+        hidden_size=256,
+        intermediate_size=512,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        **TOKENS,
+    ),
+    "gpt2": GPT2Config(n_embd=256, n_layer=1, n_head=4, n_positions=64, **TOKENS),
+}
+MIXED = {"*mlp*": "2:4", "*attn*": 0.5}  # by name in models of WIDE
+PATTERNS = {"16:32": "16:32", "50%": 0.5, "mixed": MIXED}
 IDS = torch.arange(32).reshape(2, 16) % 96
 
 
@@ -61,12 +78,50 @@ def model_24(family: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel
     return model
 
 
-def prune_24(module: nn.Module) -> None:
+def dense_wide(
+    family: str = "llama", dtype: torch.dtype = torch.float32, blocks: int = 1
+) -> PreTrainedModel:
+    """Of WIDE, with as many blocks."""
+    torch.manual_seed(0)
+    config = copy.deepcopy(WIDE[family])
+    config.num_hidden_layers = blocks
+    return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+
+
+def wide_model(
+    pattern: str, family: str = "llama", dtype: torch.dtype = torch.bfloat16
+) -> PreTrainedModel:
+    """Of WIDE; all linears but lm_head are pruned as PATTERNS has it."""
+    return copy.deepcopy(_wide_model(pattern, family, dtype))
+
+
+@cache
+def _wide_model(pattern: str, family: str, dtype: torch.dtype) -> PreTrainedModel:
+    model = dense_wide(family, dtype)
+    sparsity = PATTERNS[pattern]
+    for name, module in model.named_modules():
+        if name != "lm_head" and isinstance(module, (nn.Linear, Conv1D)):
+            found = sparsity
+            if isinstance(sparsity, dict):
+                found = next(value for glob, value in sparsity.items() if fnmatch(name, glob))
+            prune_to(module, found)
+    return model
+
+
+def prune_to(module: nn.Module, sparsity: str | float) -> None:
+    """By magnitude: keep:group, or a share of each row."""
     weight = module.weight.detach()
     rows = weight.T.contiguous() if isinstance(module, Conv1D) else weight
-    reference.prune_nm_(rows, None, 2, 4)
+    if isinstance(sparsity, str):
+        reference.prune_nm_(rows, None, *map(int, sparsity.split(":")))
+    else:
+        reference.prune_rows_(rows, None, int(rows.shape[1] * sparsity))
     if isinstance(module, Conv1D):
         weight.copy_(rows.T)
+
+
+def prune_24(module: nn.Module) -> None:
+    prune_to(module, "2:4")
 
 
 def logits(model: PreTrainedModel) -> torch.Tensor:

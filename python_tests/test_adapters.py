@@ -10,10 +10,11 @@ import peft
 import pytest
 import torch
 from models import changed, tiny_model, token_ids, weights_of
-from models_24 import IDS, logits, model_24
+from models_24 import IDS, logits, model_24, wide_model
 
 import wanda_ext
 from wanda_ext.linear import SparseLinear24
+from wanda_ext.linear_bitmap import SparseLinearBitmap
 from wanda_ext.lora_layers import PackedLora
 
 TARGETS = {"llama": ["q_proj", "down_proj"], "gpt2": ["c_attn", "c_fc"]}
@@ -180,6 +181,33 @@ def test_packed_linears_keep_their_adapters_apart(tmp_path):
     ]
     train(loaded, ids=IDS)
     assert not torch.equal(logits(loaded), logits(adapted))
+    assert changed(adapted.unload(), before) == []
+
+
+def test_bitmaps_keep_their_adapters_apart(tmp_path):
+    def bitmaps():
+        model = wide_model("mixed", dtype=torch.float32)
+        wanda_ext.swap_linears(model)
+        return model
+
+    model = bitmaps()
+    before, base = weights_of(model), logits(model)
+    adapted = wanda_ext.add_adapters(model, config(target_modules="all-linear"))
+    layers = [m for m in adapted.modules() if isinstance(m, PackedLora)]
+    beside = [layer for layer in layers if isinstance(layer.base_layer, SparseLinearBitmap)]
+    assert len(layers) == 7 and len(beside) == 4
+    assert torch.equal(logits(adapted), base)
+    adapted(input_ids=IDS, labels=IDS).loss.backward()
+    assert all(layer.lora_B["default"].weight.grad.any() for layer in layers)
+    losses = train(adapted, ids=IDS)
+    assert losses[-1] < losses[0] and not torch.equal(logits(adapted), base)
+    with pytest.raises(ValueError, match="q_proj is packed and cannot take adapters in: keep them"):
+        wanda_ext.merge_adapters(adapted)
+    with pytest.raises(ValueError, match="this linear is packed"):
+        adapted.merge_adapter()
+    adapted.save_pretrained(tmp_path)
+    loaded = wanda_ext.add_adapters(bitmaps(), str(tmp_path))
+    assert torch.equal(logits(loaded), logits(adapted))
     assert changed(adapted.unload(), before) == []
 
 

@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
 import torch
-from models_24 import CONFIGS, dense_model, digests, edit_json, logits, model_24
+from models_24 import (
+    CONFIGS,
+    PATTERNS,
+    WIDE,
+    dense_model,
+    digests,
+    edit_json,
+    logits,
+    model_24,
+    wide_model,
+)
+from streamed import assert_same_tensors, tensors_of
 from transformers import AutoModelForCausalLM
 
 from wanda_ext.checkpoint import save_pretrained, swap_linears
 from wanda_ext.convert import convert
 from wanda_ext.directory import MARKER
+from wanda_ext.reader import INDEX
+
+
+def entry_of(folder):
+    return json.loads((folder / "config.json").read_text()).get("quantization_config")
 
 
 @pytest.mark.parametrize("shard", ["5GB", "50KB", "9KB"])  # 9 KB parts weights from their metadata
@@ -56,12 +73,72 @@ def test_a_shard_boundary_between_a_weight_and_its_metadata_is_tested(tmp_path):
     assert any(files[name] != files[name.removesuffix("meta") + "weight"] for name in metas)
 
 
-def test_what_is_not_24_stays_dense(tmp_path):
+@pytest.mark.parametrize("shard", ["5GB", "30KB"])  # 30 KB parts weights from masks and lists
+@pytest.mark.parametrize("family", WIDE)
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_bitmaps_save_load_and_convert_byte_identically(pattern, family, shard, tmp_path):
+    model = wide_model(pattern, family)
+    model.save_pretrained(tmp_path / "dense", max_shard_size=shard)
+    outcome = swap_linears(model)
+    model.save_pretrained(tmp_path / "packed", max_shard_size=shard)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "packed")
+    assert torch.equal(logits(loaded), logits(model))
+    loaded.load_state_dict(copy.deepcopy(loaded.state_dict()))
+    loaded.save_pretrained(tmp_path / "loaded", max_shard_size=shard)
+    save_pretrained(loaded, tmp_path / "unpacked", max_shard_size=shard)
+    assert convert(tmp_path / "dense", tmp_path / "to packed", "packed") == outcome
+    assert set(convert(tmp_path / "packed", tmp_path / "to dense", "dense").values()) == {"dense"}
+    convert(tmp_path / "to dense", tmp_path / "again", "packed")
+    convert(tmp_path / "to packed", tmp_path / "dense again", "dense")
+
+    packed, dense = digests(tmp_path / "packed"), digests(tmp_path / "dense")
+    assert digests(tmp_path / "again") == packed
+    assert digests(tmp_path / "dense again") == dense
+    if shard == "5GB":  # save_pretrained parts other tensors, and loaded ones, in another way
+        assert digests(tmp_path / "loaded") == digests(tmp_path / "to packed") == packed
+        assert digests(tmp_path / "unpacked") == digests(tmp_path / "to dense") == dense
+    else:
+        files = json.loads((tmp_path / "packed" / INDEX).read_text())["weight_map"]
+        assert any(files[n] != files[n[:-4] + "weight"] for n in files if n.endswith(".mask"))
+        for made in ("packed", "dense"):
+            told = [
+                json.loads((tmp_path / name / INDEX).read_text())["metadata"]
+                for name in (made, f"to {made}")
+            ]
+            assert all(told[0][key] == told[1][key] for key in told[0])
+    for name in ("loaded", "again", "to packed"):
+        assert_same_tensors(tmp_path / name, tmp_path / "packed")
+        assert entry_of(tmp_path / name) == entry_of(tmp_path / "packed")
+    for name in ("unpacked", "to dense", "dense again"):
+        assert_same_tensors(tmp_path / name, tmp_path / "dense")
+        assert entry_of(tmp_path / name) is None
+
+
+@pytest.mark.parametrize("family", WIDE)
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_the_entry_tells_formats_and_surplus(pattern, family, tmp_path):
+    save_pretrained(wide_model(pattern, family), tmp_path / "packed", packed=True)
+    entry, tensors = entry_of(tmp_path / "packed"), tensors_of(tmp_path / "packed")
+    assert entry["format_version"] == 2 and list(entry["dense"]) == ["lm_head"]
+    modules, bitmap = entry["modules"], entry["bitmap"]
+    assert all("mlp" in name for name in modules) and bool(modules) == (pattern == "mixed")
+    assert set(entry["transposed"]) == ({*modules, *bitmap} if family == "gpt2" else set())
+    assert {f"{name}.meta" for name in modules} == {n for n in tensors if n.endswith(".meta")}
+    assert {f"{name}.mask" for name in bitmap} == {n for n in tensors if n.endswith(".mask")}
+    for name, surplus in bitmap.items():
+        stored = tensors.get(f"{name}.surplus_values", ())
+        assert len(stored) == surplus and bool(surplus) == (pattern != "16:32"), name
+
+
+def test_what_is_not_pruned_stays_dense(tmp_path):
     model = model_24("opt")
-    model.model.decoder.layers[1].fc2.weight.data[3, :4] = 1.0
+    model.model.decoder.layers[1].fc2.weight.data[:] = 1.0
     model.save_pretrained(tmp_path / "dense")
     outcome = convert(tmp_path / "dense", tmp_path / "packed")
-    reason = "not 2:4: row 3, columns 0 to 3 hold 4 non-zeros"
+    reason = (
+        "not 2:4: row 0, columns 0 to 3 hold 4 non-zeros; not pruned: 0.0% of its first 64 rows is "
+        "zero"
+    )
     assert outcome["model.decoder.layers.1.fc2"] == reason
     entry = json.loads((tmp_path / "packed" / "config.json").read_text())["quantization_config"]
     assert entry["dense"]["model.decoder.layers.1.fc2"] == reason
@@ -82,7 +159,7 @@ def test_refuses_before_it_writes(packed, tmp_path):
         (packed, out, "sparse", 'expected "packed" or "dense"'),
         (packed, out, "packed", "is packed already"),
         (tmp_path / "dense", out, "dense", "is dense already"),
-        (tmp_path / "dense", out, "packed", r"no linear can be packed \(model\.layers"),
+        (tmp_path / "dense", out, "packed", r"convert: .*none of the 15 linears can be packed"),
         (packed, packed, "dense", "overlap"),
         (packed, packed / "dense", "dense", "overlap"),
         (packed, tmp_path, "dense", "overlap"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from fake_gpu import SKINNY, WIDE, pose_as_gpu, row
 from fused_24 import fused
-from models_24 import prune_24
+from models_24 import prune_24, prune_to
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -14,6 +14,7 @@ import wanda_ext
 from wanda_ext import dispatch
 from wanda_ext.explain import explain
 from wanda_ext.linear import SparseLinear24
+from wanda_ext.linear_bitmap import SparseLinearBitmap
 
 
 @pytest.fixture(autouse=True)
@@ -127,5 +128,48 @@ def test_m_is_a_number_of_rows(m):
 
 
 def test_other_modules_are_refused():
-    with pytest.raises(TypeError, match=r"expected a SparseLinear24, .*, not ReLU"):
+    with pytest.raises(TypeError, match=r"expected a packed linear, .*, not ReLU"):
         explain(nn.ReLU(), 1)
+
+
+# --- Bitmaps --------------------------------------------------------------------------------------
+
+
+def half_zero(dtype: torch.dtype = torch.bfloat16, sparsity: str | float = 0.5) -> nn.Module:
+    module = nn.Linear(256, 64)
+    prune_to(module, sparsity)
+    return module.to(dtype)
+
+
+def test_a_bitmap_on_the_cpu():
+    found = explain(SparseLinearBitmap.from_dense(half_zero()), 3)
+    assert str(found) == "cpu for m=3 of 64x256: a bitmap, on the CPU"
+    assert (found.packed_us, found.dense_us, found.splits) == (None, None, 1)
+
+
+@pytest.mark.parametrize(
+    ("m", "path"), [(1, "bitmap_mma"), (16, "bitmap_mma"), (17, "bitmap_unpack")]
+)
+def test_a_bitmap_on_a_gpu(m, path, gpu):
+    found = explain(SparseLinearBitmap.from_dense(half_zero()), m)
+    assert found.path == path and found.why.endswith("16 rows; not measured")
+
+
+def test_a_bitmap_that_would_be_an_error(gpu):
+    module = SparseLinearBitmap.from_dense(half_zero(torch.float32))
+    assert explain(module, 1).path == "none"
+    assert explain(module, 1).why.startswith("float32 has no CUDA kernel")
+    told = explain(module.to("meta"), 1)
+    assert (told.path, told.why) == ("none", "its weight is on the meta device")
+
+
+@pytest.mark.parametrize("sparsity", ["16:32", 0.5])
+def test_dense_that_could_be_a_bitmap(sparsity, gpu):
+    why = "linear_bitmap was not measured on Test GPU; swap_linears(model) swaps it in"
+    assert explain(half_zero(sparsity=sparsity), 1).why == why
+
+
+def test_dense_that_a_bitmap_would_not_help():
+    why = explain(half_zero(sparsity=0.2), 1).why
+    assert why.startswith("cannot be packed: not 2:4") and "% of its bytes" in why
+    assert explain(half_zero(), 1).why == "packed linears save memory on the CPU, not time"

@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from models_24 import WIDE, wide_model
+from streamed import tensors_of
 
 import wanda_ext
+from wanda_ext.formats import FORMATS
 from wanda_ext.inspection import inspect_checkpoint, pattern_of
 
 
@@ -22,6 +25,10 @@ from wanda_ext.inspection import inspect_checkpoint, pattern_of
         ([[1, 2, 3, 0, 0, 6, 0, 0]], "4:8"),
         ([[1, 2, 3, 0, 5, 6, 0, 0]], "unstructured"),
         ([[1, 2, 0]], "unstructured"),
+        ([[1] * 8 + [0] * 8], "8:16"),
+        ([[0] * 16 + [1] * 16], "16:32"),
+        ([[1] * 17 + [0] * 15], "unstructured"),
+        ([[1] * 8 + [0] * 7], "unstructured"),
     ],
 )
 def test_pattern_of(rows: list[list[float]], pattern: str) -> None:
@@ -65,6 +72,37 @@ def test_dense_and_packed_checkpoints(tmp_path: Path) -> None:
     text = str(inspect_checkpoint(tmp_path / "packed"))
     assert text.splitlines()[-1].startswith("9 weight matrices, ")
     assert "50.00%  2:4 packed" in text
+
+
+@pytest.mark.parametrize("family", WIDE)
+@pytest.mark.parametrize(
+    ("pattern", "told"), [("16:32", {"16:32"}), ("50%", {"unstructured"}), ("mixed", None)]
+)
+def test_bitmaps_are_told_with_their_bytes(
+    pattern: str, told: set[str] | None, family: str, tmp_path: Path
+) -> None:
+    model = wide_model(pattern, family)
+    wanda_ext.save_pretrained(model, tmp_path / "packed", packed=True)
+    wanda_ext.save_pretrained(model, tmp_path / "dense")
+    summary = inspect_checkpoint(tmp_path / "packed")
+    dense = {w.name: w for w in inspect_checkpoint(tmp_path / "dense").weights}
+    tensors = tensors_of(tmp_path / "packed")
+    found = [w for w in summary.weights if w.pattern.endswith(" packed")]
+    assert len(found) == (7 if family == "llama" else 4)
+    assert {w.name for w in summary.weights} == dense.keys()
+    for weight in found:
+        stored = [f"{weight.name}.{part}" for kind in FORMATS for part in kind.TENSORS]
+        own = {name: tensors[name].nbytes for name in stored if name in tensors}
+        assert weight.nbytes == sum(own.values()) < weight.dense_nbytes * 0.65
+        assert weight.dense_nbytes == dense[weight.name].nbytes
+        assert weight.zeros == dense[weight.name].zeros == 0.5
+        turned = family == "gpt2"
+        assert weight.shape == dense[weight.name].shape[:: -1 if turned else 1]
+        expected = "2:4" if pattern == "mixed" and "mlp" in weight.name else "unstructured"
+        assert weight.pattern == f"{next(iter(told)) if told else expected} packed"
+    total = sum(w.nbytes for w in summary.weights)
+    last = str(summary).splitlines()[-1]
+    assert last.startswith(f"{len(summary.weights)} weight matrices, {total} bytes, ")
 
 
 def test_transposed_weights_are_told(tmp_path: Path) -> None:

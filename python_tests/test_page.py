@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import torch
+from command_line import prune
+from models import tiny_tokenizer
+from models_24 import dense_wide
 from pages import NASTY, large_report, small_report
+from streamed import tensors_of
 
 from wanda_ext import page
 from wanda_ext.cli import _parser
+from wanda_ext.formats import FORMATS
 from wanda_ext.page_commands import load_command, measure_command, reproduce_command
 from wanda_ext.report import PruneReport
 
@@ -91,10 +98,44 @@ def test_a_page_can_be_made_again(tmp_path: Path):
 def test_saving_enters_what_was_written(tmp_path: Path):
     (tmp_path / "model.safetensors").write_bytes(b"x" * 1234)
     report = small_report()
+    config = {"modules": [report.linears[0].name], "bitmap": {report.linears[1].name: 7}}
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": config}))
     page.note_saved(report, tmp_path, Path("final name"), packed=True)
+    n, k = report.linears[0].shape
+    assert [line.stored for line in report.linears[:3]] == ["2:4", "bitmap", ""]
+    assert report.linears[0].stored_bytes == n * k // 2 * 2 + n * k // 8
+    n, k = report.linears[1].shape
+    records = n * k // 32
+    assert report.linears[1].stored_bytes == records * 36 + 16 + 4 * (n + 1) + 7 * 4
+    dense = sum(2 * line.weights for line in report.linears[2:])
+    stored = report.linears[0].stored_bytes + report.linears[1].stored_bytes
+    assert page.written_bytes(report) == stored + dense
     assert report.saved == {"directory": "final name", "packed": True, "bytes": 1234}
     assert PruneReport.load(tmp_path / "report.json") == report
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == page.html(report)
+
+
+@pytest.mark.parametrize("where", [[], ["--in-memory"]])
+@pytest.mark.parametrize(
+    ("sparsity", "stored"), [("16:32", {"bitmap"}), ("0.5", {"bitmap"}), ("2:4", {"2:4"})]
+)
+def test_bytes_of_packed_linears_are_those_of_the_files(
+    sparsity: str, stored: set[str], where: list[str], tmp_path: Path
+):
+    dense_wide(dtype=torch.bfloat16).save_pretrained(tmp_path / "dense")
+    tiny_tokenizer().save_pretrained(tmp_path / "dense")
+    (tmp_path / "text.txt").write_text("a line of text " * 40)
+    out = tmp_path / "out"
+    assert prune(tmp_path / "dense", out, "--sparsity", sparsity, "--packed", *where) == 0
+    report, tensors = PruneReport.load(out / "report.json"), tensors_of(out)
+    assert len(report.linears) == 7 and {line.stored for line in report.linears} == stored
+    for line in report.linears:
+        names = {f"{line.name}.{part}" for kind in FORMATS for part in kind.TENSORS}
+        assert line.stored_bytes == sum(tensors[name].nbytes for name in names & tensors.keys())
+    assert page.written_bytes(report) == sum(line.stored_bytes for line in report.linears)
+    assert report.saved["bytes"] == sum(f.stat().st_size for f in out.glob("*.safetensors"))
+    runs = {(row["m"], row["path"]) for row in report.kernels}
+    assert runs == {(1, "cpu"), (8, "cpu"), (2048, "cpu")} or torch.cuda.is_available()
 
 
 def test_commands_are_those_of_the_command_line():

@@ -65,8 +65,37 @@ def test_what_cannot_be_packed_is_refused_before_any_block():
         prune_model(model, token_ids(), "2:4", swap=True)
     assert changed(model, before) == []
     narrow = Toy([Block()])
-    with pytest.raises(ValueError, match=r"linears\.a: its columns are not a multiple of 16"):
+    with pytest.raises(
+        ValueError, match=r"linears\.a: a bitmap of \[.*\] takes 4368 bytes, dense 2"
+    ):
         prune_model(narrow, token_ids(), "2:4", blocks="blocks", swap=True)
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "told"),
+    [
+        ("16:32", r"self_attn\.q_proj: a bitmap of \[64, 64\] takes 17424 bytes, dense 16384"),
+        (0.5, r"self_attn\.q_proj: a bitmap of \[64, 64\] takes 17424 bytes, dense 16384"),
+        ("3:4", r"self_attn\.q_proj becomes 3:4: prune more, or pass swap=False"),
+        ({"*.q_proj": "2:4", "*.up_proj": 0.2}, r"up_proj becomes 20%: prune more"),
+    ],
+)
+def test_patterns_that_cannot_be_packed_are_refused_before_any_block(sparsity, told):
+    model = tiny_model()
+    before = weights_of(model)
+    with pytest.raises(ValueError, match=told):
+        prune_model(model, token_ids(), sparsity, swap=True, ignore="*.down_proj", progress=False)
+    assert changed(model, before) == []
+
+
+def test_one_linear_that_can_be_packed_is_enough():
+    model = tiny_model()
+    sparsity = {"*.q_proj": "2:4", "*.up_proj": "16:32"}
+    report = prune_model(model, token_ids(), sparsity, swap=True, progress=False)
+    assert report.swap.startswith("swapped 3 of 6 linears for packed ones; ")
+    assert report.swap.endswith(
+        "up_proj and 2 more: not 2:4; a bitmap would take 106% of its bytes"
+    )
 
 
 def test_weights_are_checked_before_any_block():

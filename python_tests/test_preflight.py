@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from models import tiny_model, token_ids
+from models_24 import dense_wide
 from streamed import prune, saved
 
 from wanda_ext import preflight
@@ -51,6 +53,35 @@ def test_disk_is_the_checkpoint_and_the_states(src: Path, tmp_path: Path) -> Non
     assert needs(src, tmp_path, packed=True).disk < int(MARGIN * (total - BLOCK))
     (tmp_path / "written").write_bytes(b"0" * 1000)
     assert needs(src, tmp_path).disk == int(MARGIN * total) - 1000
+
+
+TWO = {"*.mlp.*": "2:4", "*.self_attn.*": "8:16"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("made", "sparsity", "share"),
+    [
+        (dense_wide, "2:4", 0.7),
+        (dense_wide, "16:32", 0.7),
+        (dense_wide, 0.5, 1.05),  # how much of a surplus there will be is not known
+        (dense_wide, TWO, 0.7),
+        (tiny_model, "2:4", 0.75),
+        (tiny_model, TWO, 0.9),  # its attention is too small for a bitmap
+    ],
+)
+def test_disk_is_at_least_what_is_written_packed(
+    made: Any, sparsity: Any, share: float, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    made(dtype=dtype).save_pretrained(tmp_path / "src")
+    skeleton = Skeleton(open_checkpoint(tmp_path / "src"), None, False)
+    plan = plan_blocks(skeleton.model, sparsity)
+    told = needs_of(skeleton, plan, None, tmp_path / "dst", packed=True, in_files=False).disk
+    options = {"calib": None, "method": "magnitude", "sparsity": sparsity, "packed": True}
+    prune(tmp_path / "src", tmp_path / "dst", **options)
+    written = sum(path.stat().st_size for path in (tmp_path / "dst").glob("*.safetensors"))
+    dense = sum(p.nbytes for p in skeleton.model.parameters())
+    assert written <= told <= share * dense
 
 
 @pytest.mark.parametrize("short", ["disk", "memory"])

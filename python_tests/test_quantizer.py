@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from fresh_python import run_python
-from models_24 import IDS, dense_model, edit_json, logits, model_24
+from models_24 import IDS, dense_model, edit_json, logits, model_24, wide_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM
 
 from wanda_ext.checkpoint import save_pretrained, swap_linears
+from wanda_ext.linear_bitmap import SparseLinearBitmap
 from wanda_ext.quantizer import WandaExtConfig, attached, packed_linears
 
 LOAD = """
@@ -33,11 +35,15 @@ for directory in map(Path, sys.argv[1:]):
     with torch.no_grad():
         torch.save(model(torch.arange(32).reshape(2, 16) % 96).logits, directory / "outcome.pt")
 """
-CASES = {  # family, dtype, whether it is sharded, by the model's own save_pretrained
-    "llama": ("llama", torch.float32, False),
-    "llama-bf16-own": ("llama", torch.bfloat16, True),
-    "gpt2-own": ("gpt2", torch.float32, True),
-    "opt-bf16": ("opt", torch.bfloat16, False),
+CASES = {  # a model, and whether it is sharded, by its own save_pretrained
+    "llama": (partial(model_24, "llama"), False),
+    "llama-bf16-own": (partial(model_24, "llama", torch.bfloat16), True),
+    "gpt2-own": (partial(model_24, "gpt2"), True),
+    "opt-bf16": (partial(model_24, "opt", torch.bfloat16), False),
+    "16:32": (partial(wide_model, "16:32", dtype=torch.float32), False),
+    "50%-own": (partial(wide_model, "50%"), True),
+    "gpt2-50%": (partial(wide_model, "50%", "gpt2"), False),
+    "mixed-own": (partial(wide_model, "mixed", dtype=torch.float16), True),
 }
 
 
@@ -52,8 +58,8 @@ def elsewhere(tmp_path_factory):
     """case -> its swapped model and three copies of its checkpoint, each loaded elsewhere."""
     root = tmp_path_factory.mktemp("elsewhere")
     models = {}
-    for case, (family, dtype, own) in CASES.items():
-        models[case] = model_24(family, dtype)
+    for case, (made, own) in CASES.items():
+        models[case] = made()
         swap_linears(models[case])
         directory = root / "with" / case
         if own:
@@ -119,9 +125,53 @@ def test_dequantize_gives_the_dense_model(tmp_path):
     assert not hasattr(loaded.config, "quantization_config")
 
 
+@pytest.mark.parametrize("pattern", ["50%", "mixed"])
+def test_bitmaps_load_in_another_dtype_and_dequantize(pattern, tmp_path):
+    model = wide_model(pattern)
+    save_pretrained(model, tmp_path / "model", packed=True)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    packed = packed_linears(loaded)
+    assert attached(loaded) and len(packed) == 7
+    kinds = [type(module) for module in packed.values()]
+    assert kinds.count(SparseLinearBitmap) == (7 if pattern == "50%" else 4)
+    assert not any(p.requires_grad for m in packed.values() for p in m.parameters())  # no biases
+    torch.testing.assert_close(logits(loaded), logits(model.float()), rtol=1e-4, atol=1e-4)
+    loaded.dequantize()
+    assert torch.equal(logits(loaded), logits(model)) and not packed_linears(loaded)
+
+
+def test_a_base_model_loads_bitmaps_under_its_own_names(tmp_path):
+    model = wide_model("mixed")
+    save_pretrained(model, tmp_path / "full", packed=True)
+    base = AutoModel.from_pretrained(tmp_path / "full")
+    assert len(packed_linears(base)) == 7 and all(n[:7] == "layers." for n in packed_linears(base))
+    base.save_pretrained(tmp_path / "base")
+    again = AutoModel.from_pretrained(tmp_path / "base")
+    with torch.no_grad():
+        hidden = [m(IDS).last_hidden_state for m in (model.model, base, again)]
+    torch.testing.assert_close(hidden[1], hidden[0], rtol=2e-2, atol=2e-2)
+    assert torch.equal(hidden[1], hidden[2])
+
+
+def test_config_keeps_formats_apart():
+    packed = {"a": ("2:4", {}), "b": ("bitmap", {"surplus": 7}), "c": ("bitmap", {})}
+    both = WandaExtConfig.of(packed, ["c"], {"d": "why"})
+    assert both.to_dict() == {
+        "quant_method": "wanda_ext",
+        "format_version": 2,
+        "modules": ["a"],
+        "transposed": ["c"],
+        "dense": {"d": "why"},
+        "bitmap": {"b": 7, "c": 0},
+    }
+    assert WandaExtConfig(**both.to_dict()).packed == packed
+    first = WandaExtConfig.of({"a": ("2:4", {})}, [], {})
+    assert first.to_dict()["format_version"] == 1 and "bitmap" not in first.to_dict()
+
+
 def test_newer_format_is_refused():
-    with pytest.raises(ValueError, match="format_version 2, this wanda_ext reads 1; upgrade"):
-        WandaExtConfig(["a"], format_version=2)
+    with pytest.raises(ValueError, match="format_version 3, this wanda_ext reads 1 and 2; upgrade"):
+        WandaExtConfig(["a"], format_version=3)
 
 
 def test_packing_at_load_is_refused(tmp_path):
@@ -162,7 +212,7 @@ UP = "model.layers.0.mlp.up_proj"
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda d: _edit_entry(d, format_version=2), "upgrade wanda_ext"),
+        (lambda d: _edit_entry(d, format_version=3), "upgrade wanda_ext"),
         (lambda d: _edit_entry(d, modules=[]), "names no packed modules"),
         (lambda d: _edit_entry(d, modules=[UP]), "names 1 packed linears, the files hold"),
         (lambda d: _drop_tensor(d, f"{UP}.meta"), "the files hold metadata of 13"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 import transformers
 from models import FAMILIES, tiny_tokenizer, token_ids
+from models_24 import PATTERNS, dense_wide
 from safetensors.torch import load_file, save_file
 from streamed import assert_same_tensors, in_memory, names, prune, saved
 
@@ -18,6 +20,7 @@ import wanda_ext
 from wanda_ext import run
 from wanda_ext.capture import GlueError
 from wanda_ext.meta_model import NamesError
+from wanda_ext.reader import INDEX
 from wanda_ext.transfer import Copies
 
 
@@ -38,14 +41,47 @@ def test_the_same_bits_as_in_memory(family: str, dtype: torch.dtype, tmp_path: P
     for file in ("config.json", "generation_config.json", "tokenizer.json"):
         assert (tmp_path / "dst" / file).read_text() == (tmp_path / "memory" / file).read_text()
     for line, other in zip(report.linears, expected.linears, strict=True):
-        line.seconds = other.seconds
-        assert line == other
+        assert (line.stored, bool(line.stored_bytes)) == (("2:4", True) if packed else ("", False))
+        told = {"seconds": line.seconds, "stored": line.stored, "stored_bytes": line.stored_bytes}
+        assert line == replace(other, **told)
     assert report.status == "complete"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dst", "memory", "src"]
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "dst", dtype="auto")
     wanda_ext.verify(
         model, wanda_ext.PruneReport.load(tmp_path / "dst" / run.REPORT)
     ).raise_if_bad()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "family"), [("16:32", "llama"), ("50%", "gpt2"), ("mixed", "llama")]
+)
+def test_packed_patterns_are_those_of_save_pretrained(
+    pattern: str, family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    src = tmp_path / "src"
+    dense_wide(family, torch.bfloat16, blocks=2).save_pretrained(src)
+    tiny_tokenizer().save_pretrained(src)
+    options = {"calib": token_ids(4, 16) % 96, "sparsity": PATTERNS[pattern], "packed": True}
+    in_memory(src, tmp_path / "memory", **options)
+    commit = run.Run._commit
+
+    def interrupted(self: run.Run, index: int, *rest: Any) -> None:
+        if index == 1:
+            raise KeyboardInterrupt
+        commit(self, index, *rest)
+
+    monkeypatch.setattr(run.Run, "_commit", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prune(src, tmp_path / "dst", **options)
+    monkeypatch.undo()
+    report = prune(src, tmp_path / "dst", **options)  # reads the packed block again
+    assert_same_tensors(tmp_path / "dst", tmp_path / "memory")
+    assert len({(tmp_path / x / "config.json").read_text() for x in ("dst", "memory")}) == 1
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "dst", dtype="auto")
+    wanda_ext.verify(model, report).raise_if_bad()
+    model.save_pretrained(tmp_path / "sharded", max_shard_size="500KB")
+    one, other = (json.loads((tmp_path / x / INDEX).read_text()) for x in ("dst", "sharded"))
+    assert one["metadata"] == other["metadata"]
 
 
 def test_files_can_be_converted(src: Path, tmp_path: Path) -> None:
@@ -136,7 +172,7 @@ def broken(src: Path, folder: Path, how: str) -> Path:
         weights.rename(folder / "a.safetensors")
         layout = dict.fromkeys(tensors, "a.safetensors") | {"model.norm.weight": target}
         index = json.dumps({"metadata": {}, "weight_map": layout})
-        (folder / "model.safetensors.index.json").write_text(index)
+        (folder / INDEX).write_text(index)
     return folder
 
 
@@ -178,7 +214,7 @@ def test_links_of_the_hub_cache_are_followed(src: Path, tmp_path: Path) -> None:
     ("options", "told"),
     [
         ({"states": "disk"}, "'memory' or 'files'"),
-        ({"sparsity": "4:8", "packed": True}, "2:4"),
+        ({"sparsity": 0.2, "packed": True}, "at least 30% is pruned"),
         ({"ignore": ["*.none"]}, r"\*\.none"),
         ({"sparsity": wanda_ext.Owl(0.5)}, "Owl measures .*prune_model"),
         ({"device": "nowhere"}, "cannot be used here"),

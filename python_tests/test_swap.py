@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from fake_gpu import GPU, pose_as_gpu, row
 from models import tiny_model, token_ids
-from models_24 import model_24
+from models_24 import MIXED, PATTERNS, WIDE, dense_wide, digests, logits, model_24, wide_model
 
 from wanda_ext import checkpoint, dispatch
-from wanda_ext.checkpoint import PACKED, save_pretrained, swap_linears
+from wanda_ext.checkpoint import PACKED, save_pretrained, swap_linears, unswap_linears
 from wanda_ext.dispatch_table import Row
+from wanda_ext.fuse import FusedLinear24
 from wanda_ext.prune import prune_model
 from wanda_ext.report import PruneReport
+from wanda_ext.verify import verify
 
 SHAPES = {(64, 64): 2, (32, 64): 2, (96, 64): 2, (64, 96): 1}  # of tiny_model's 7 linears a block
 
@@ -64,7 +68,7 @@ def test_auto_decides_for_each_linear(gpu):
     assert names == {"q_proj", "o_proj", "gate_proj", "up_proj"}
     assert report.swap.splitlines() == str(report).splitlines()[:1]
     parts = report.swap.split("; ")
-    assert parts[0] == "swapped 12 of 21 2:4 linears for packed ones"
+    assert parts[0] == "swapped 12 of 21 linears for packed ones"
     assert parts[1] == (
         "model.layers.0.self_attn.k_proj and 5 more: packed 9.9 us, dense 10.0 us at tokens=(1,)"
     )
@@ -109,7 +113,7 @@ def test_auto_never_swaps_on_the_cpu():
 def test_true_swaps_whatever_the_times_say(gpu):
     dispatch.add([measured(64, 64, 99.0, 10.0)])
     model, report = pruned(swap=True)
-    assert report.swap == "swapped 21 of 21 2:4 linears for packed ones"
+    assert report.swap == "swapped 21 of 21 linears for packed ones"
     assert len(checkpoint.packed_linears(model)) == 21
 
 
@@ -148,3 +152,89 @@ def test_with_tokens_only_what_is_faster_is_swapped(monkeypatch, tmp_path):
     assert "not measured" in outcome["model.layers.1.mlp.down_proj"]
     with pytest.raises(ValueError, match="tokens must be row counts"):
         swap_linears(model, tokens=[])
+
+
+# --- Other patterns than 2:4 ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", WIDE)
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_any_pruned_model_is_swapped_and_unswapped(pattern, family):
+    model = wide_model(pattern, family, torch.float32)
+    expected, before = logits(model), copy.deepcopy(model.state_dict())
+    outcome = swap_linears(model)
+    formats = {name: m.FORMAT for name, m in checkpoint.packed_linears(model).items()}
+    assert {name for name, what in outcome.items() if what == PACKED} == formats.keys()
+    assert outcome.keys() - formats.keys() == {"lm_head"}
+    for name, kind in formats.items():
+        assert kind == ("2:4" if pattern == "mixed" and "mlp" in name else "bitmap"), name
+    torch.testing.assert_close(logits(model), expected, rtol=1e-4, atol=1e-4)
+    assert unswap_linears(model) == list(formats)
+    assert torch.equal(logits(model), expected)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert not checkpoint.attached(model)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_true_swaps_patterns_of_one_half_on_the_cpu(pattern):
+    options = {"sparsity": PATTERNS[pattern], "progress": False}
+    masked, swapped = dense_wide(), dense_wide()
+    calib = token_ids(4, 16) % 96
+    prune_model(masked, calib, swap=False, **options)
+    report = prune_model(swapped, calib, swap=True, **options)
+    assert report.swap == "swapped 7 of 7 linears for packed ones"
+    assert len(checkpoint.packed_linears(swapped)) == 7 and not checkpoint.packed_linears(masked)
+    expected = logits(masked)
+    torch.testing.assert_close(logits(swapped), expected, rtol=1e-4, atol=1e-4)
+    verify(swapped, report).raise_if_bad()
+    unswap_linears(swapped)
+    assert torch.equal(logits(swapped), expected)
+
+
+def test_auto_leaves_bitmaps_dense_where_they_are_not_measured(gpu):
+    model = dense_wide(dtype=torch.bfloat16)
+    for n, k in ((512, 256), (256, 512)):
+        dispatch.add([measured(n, k, 5.0, 10.0)])
+    report = prune_model(model, token_ids() % 96, MIXED, progress=False, tokens=(1,))
+    packed = checkpoint.packed_linears(model)
+    assert {name.rpartition(".")[2] for name in packed} == {"gate_proj", "up_proj", "down_proj"}
+    assert report.swap == (
+        "swapped 3 of 7 linears for packed ones; model.layers.0.self_attn.q_proj and 3 more: "
+        f"not 2:4; linear_bitmap was not measured on {GPU.name}; swap_linears(model) swaps it in"
+    )
+    assert set(swap_linears(model, list(packed)).values()) == {PACKED}
+    assert swap_linears(model)["model.layers.0.self_attn.q_proj"] == PACKED
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "message"),
+    [(0.25, "at least 30% is pruned, and .*q_proj becomes 25%"), ("3:4", "q_proj becomes 3:4")],
+)
+def test_true_is_refused_before_any_work_where_too_much_is_kept(sparsity, message):
+    model = dense_wide()
+    before = model.model.layers[0].mlp.up_proj.weight.clone()
+    with pytest.raises(ValueError, match=message):
+        prune_model(model, token_ids() % 96, sparsity, swap=True, progress=False)
+    assert torch.equal(model.model.layers[0].mlp.up_proj.weight, before)
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "merged"),
+    [
+        ({"*attn*": "2:4", "*mlp*": 0.5}, {"q_proj", "k_proj", "v_proj"}),
+        ({"*attn*": "16:32", "*mlp*": "2:4"}, {"gate_proj", "up_proj"}),
+        ({"*k_proj": "8:16", "*mlp*": 0.5, "*": "2:4"}, set()),
+    ],
+)
+def test_only_24_is_merged_and_saved_as_without(sparsity, merged, tmp_path):
+    model = dense_wide()
+    prune_model(model, token_ids(4, 16) % 96, sparsity, swap=False, progress=False)
+    expected = logits(model)
+    save_pretrained(model, tmp_path / "apart", packed=True)
+    swap_linears(model, fuse=True)
+    packed = checkpoint.packed_linears(model)
+    fused = {n.rpartition(".")[2] for n, m in packed.items() if isinstance(m, FusedLinear24)}
+    assert len(packed) == 7 and fused == merged
+    torch.testing.assert_close(logits(model), expected, rtol=1e-4, atol=1e-4)
+    model.save_pretrained(tmp_path / "merged")
+    assert digests(tmp_path / "merged") == digests(tmp_path / "apart")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from models_24 import CONFIGS, dense_model, model_24
+from models_24 import CONFIGS, dense_model, model_24, wide_model
 from torch import nn
 
 from wanda_ext.checkpoint import swap_linears
@@ -95,4 +95,73 @@ def test_finds_what_contradicts_the_report(given, problem):
 def test_weights_that_are_not_in_memory():
     assert verify(nn.Sequential(nn.Linear(16, 16, device="meta"))).problems == (
         "0 is not in memory (meta device)",
+    )
+
+
+# --- Bitmaps --------------------------------------------------------------------------------------
+
+DOWN = "model.layers.0.mlp.down_proj"  # 256 x 512
+
+
+def wide_swapped(pattern):
+    model = wide_model(pattern)
+    swap_linears(model)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("pattern", "told"),
+    [("16:32", {"16:32"}), ("50%", {"unstructured"}), ("mixed", {"2:4", "unstructured"})],
+)
+def test_sound_bitmaps(pattern, told):
+    found = verify(wide_swapped(pattern))
+    assert found.ok
+    linears = [linear for linear in found.linears if linear.name != "lm_head"]
+    assert {linear.pattern for linear in linears} == told
+    assert all(x.packed and x.zeros == x.shape[0] * x.shape[1] // 2 for x in linears)
+
+
+def _set(name, index, value):
+    def damage(module):
+        getattr(module, name).data[index] = value
+
+    return damage
+
+
+def _flip(module):
+    module.mask[3, 1, 7] ^= 1 << 31
+
+
+OUTSIDE = "has a surplus that points outside of the weight"
+
+
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [
+        (_flip, "has invalid masks in rows 48 to 63"),
+        (_set("mask", (0, 0, 0), -1), "has invalid masks in rows 0 to 15"),
+        (_set("surplus_columns", -1, 512), OUTSIDE),
+        (_set("surplus_columns", 0, -1), OUTSIDE),  # 65535
+        (_set("surplus_rows", 0, 1), OUTSIDE),
+        (_set("surplus_rows", 7, 0), OUTSIDE),
+        (_set("surplus_rows", -1, 1 << 20), OUTSIDE),
+        (_set("surplus_rows", -1, 7), OUTSIDE),
+        (_set("shape", 1, 511), "holds a weight of shape [256, 511]"),
+        (_set("surplus_values", 5, float("inf")), "has 1 NaN or infinite weights"),
+    ],
+)
+def test_finds_damage_of_a_bitmap(damage, problem):
+    model = wide_swapped("50%")
+    assert verify(model).ok
+    damage(model.get_submodule(DOWN))
+    assert verify(model).problems == (f"{DOWN} {problem}",)
+
+
+def test_a_bitmap_that_contradicts_its_report():
+    model = wide_swapped("16:32")
+    linear = LinearReport(DOWN, (256, 512), "bfloat16", "16:32", 0.5)
+    assert verify(model, PruneReport([linear])).ok
+    swap_linears(other := wide_model("50%"))
+    assert verify(other, PruneReport([linear])).problems == (
+        f"{DOWN} is not 16:32, which it was pruned to",
     )

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from wanda_ext.report import LinearReport, PruneReport
-from wanda_ext.what_runs import becomes_packed, what_runs
+from wanda_ext.what_runs import what_runs
 
 
-def linear(name, shape=(32, 64), asked="2:4", status="pruned"):
-    return LinearReport(name, shape, "bfloat16", asked, 0.5, status)
+def linear(name, shape=(32, 64), stored=""):
+    return LinearReport(name, shape, "bfloat16", "2:4", 0.5, stored=stored)
 
 
 @pytest.fixture(autouse=True)
@@ -19,25 +19,19 @@ def no_gpu(monkeypatch):
 
 
 def test_shapes_are_counted_and_told():
-    lines = [linear("a"), linear("b"), linear("c", (32, 40)), linear("d", status="ignored")]
-    rows = what_runs(PruneReport(lines), packed=True, tokens=(1, 2048))
+    lines = [linear("a", stored="2:4"), linear("b", stored="2:4"), linear("c", (32, 40), "bitmap")]
+    rows = what_runs(PruneReport([*lines, linear("d")]), tokens=(1, 2048))
     assert [(row["shape"], row["linears"], row["m"], row["path"]) for row in rows] == [
         ([32, 64], 2, 1, "cpu"),
         ([32, 64], 2, 2048, "cpu"),
-        ([32, 40], 1, None, "dense"),
+        ([32, 40], 1, 1, "cpu"),
+        ([32, 40], 1, 2048, "cpu"),
         ([32, 64], 1, None, "dense"),
     ]
     assert all(row["packed_us"] is None and row["dense_us"] is None for row in rows)
-    assert rows[0]["why"] == "packed, on the CPU"
+    assert rows[0]["why"] == "packed, on the CPU" and rows[2]["why"] == "a bitmap, on the CPU"
 
 
 def test_what_is_saved_dense_runs_dense():
-    rows = what_runs(PruneReport([linear("a"), linear("b")]), packed=False)
+    rows = what_runs(PruneReport([linear("a"), linear("b")]))
     assert [(row["linears"], row["path"]) for row in rows] == [(2, "dense")]
-
-
-def test_what_becomes_packed():
-    assert becomes_packed(linear("a"))
-    assert not becomes_packed(linear("a", asked="4:8"))
-    assert not becomes_packed(linear("a", (32, 40)))
-    assert not becomes_packed(linear("a", status="restored by the gate"))

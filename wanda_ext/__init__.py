@@ -1,5 +1,5 @@
-"""wanda_ext prunes language models by weights and activations (Wanda), packs what becomes 2:4
-sparse, and runs it.
+"""wanda_ext prunes language models by weights and activations (Wanda), packs what is left, and
+runs it.
 
     report = wanda_ext.prune_model(model, "builtin", "2:4", tokenizer=tokenizer)
     wanda_ext.save_pretrained(model, "pruned", tokenizer=tokenizer)
@@ -42,6 +42,7 @@ from wanda_ext.evaluate import perplexity
 from wanda_ext.explain import explain
 from wanda_ext.gate import GateReport, gate
 from wanda_ext.linear import SparseLinear24
+from wanda_ext.linear_bitmap import SparseLinearBitmap
 from wanda_ext.masks import hold_masks
 from wanda_ext.methods.magnitude import Magnitude
 from wanda_ext.methods.sparsegpt import SparseGPT
@@ -66,6 +67,7 @@ __all__ = [
     "RepairReport",
     "SparseGPT",
     "SparseLinear24",
+    "SparseLinearBitmap",
     "Sparsity",
     "Unstructured",
     "Wanda",

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from wanda_ext.linear import SparseLinear24
+from wanda_ext.packed_linear import PackedLinear
 
 ALL = "all-linear"  # peft's word for every linear but the output embedding
 INITS = (True, False, "gaussian")  # those that leave the weight as it is
@@ -84,7 +84,7 @@ def _linears(model: nn.Module) -> list[str]:
     """The names of all linears, dense and packed, but the output embedding."""
     get_head = getattr(model, "get_output_embeddings", None)
     head = None if get_head is None else get_head()
-    kinds = (nn.Linear, Conv1D, SparseLinear24)
+    kinds = (nn.Linear, Conv1D, PackedLinear)
     return [n for n, m in model.named_modules() if isinstance(m, kinds) and m is not head]
 
 

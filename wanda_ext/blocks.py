@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from wanda_ext.experts import ExpertSlice, expert_slices
-from wanda_ext.linear import SparseLinear24
 from wanda_ext.ops import FLOATS
+from wanda_ext.packed_linear import PackedLinear
 
 # How configs call their number of blocks: an encoder-decoder's own count, and the one of models
 # that count the halves of a block in the first.
@@ -181,7 +181,7 @@ def check_prunable(model: nn.Module) -> None:
                 f"{name or 'the model'} holds an unmerged adapter ({type(module).__name__}): call "
                 "merge_and_unload() first, or prune before training adapters"
             )
-        if isinstance(module, SparseLinear24):
+        if isinstance(module, PackedLinear):
             raise ValueError(f"{name} is packed already: call unswap_linears(model) first")
         if kinds & {"torch.FullyShardedDataParallel", "torch.FSDPModule"}:
             raise ValueError(f"{name or 'the model'} is sharded by FSDP: load it unsharded")

@@ -9,13 +9,14 @@ from functools import partial
 from importlib import import_module
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from wanda_ext.directory import new_directory
 from wanda_ext.dispatch import cannot_run, check_tokens, not_faster
+from wanda_ext.formats import FORMATS, pack
 from wanda_ext.groups import find_groups, merged
-from wanda_ext.linear import SparseLinear24
+from wanda_ext.packed_linear import PackedLinear, row_major
 from wanda_ext.quantizer import attach, attached, packed_linears
 
 PACKED = "packed"
@@ -28,13 +29,16 @@ def swap_linears(
     *,
     tokens: Sequence[int] | None = None,
 ) -> dict[str, str]:
-    """Replaces every linear whose weight is 2:4 by a SparseLinear24; name -> "packed" or why not.
+    """Replaces every linear whose weight fits a packed format; name -> "packed" or why not.
 
-    Any model will do, pruned by wanda_ext or not. names: only these modules (default: all). fuse:
-    merge those that read one input (q, k and v; gate and up), so that one product computes them.
-    tokens: only where packed is faster, summed over calls of so many rows, by the measured times of
-    the device (see `wanda_ext.bench.tune`). The model's own save_pretrained then writes a packed
-    checkpoint, the same bytes with `fuse` and without.
+    2:4 weights become a SparseLinear24, others with enough zeros a SparseLinearBitmap: 16:32, 8:16,
+    4:8 and unstructured ones. Any model will do, pruned by wanda_ext or not.
+
+    names: only these modules (default: all). fuse: merge 2:4 ones that read one input (q, k and v;
+    gate and up), so that one product computes them. tokens: only where packed is faster, summed
+    over calls of so many rows, by the measured times of the device (see `wanda_ext.bench.tune`).
+    The model's own save_pretrained then writes a packed checkpoint, the same bytes with `fuse` and
+    without.
 
     Raises ValueError for a name that is no linear of the model, for a model quantized by another
     method, and, without `tokens`, if nothing could be packed; the model is then as it was.
@@ -53,7 +57,7 @@ def swap_linears(
         check_tokens(tokens)
         return _pack(model, wanted, fuse, partial(not_faster, tokens=tokens))
     outcome = _pack(model, wanted, fuse, cannot_run)
-    _check_some_packed(outcome)
+    check_some_packed(outcome)
     return outcome
 
 
@@ -85,11 +89,12 @@ def save_pretrained(
     """Writes a transformers checkpoint, as one step: `directory` appears whole or not at all.
 
     packed=False: dense weights with zeros and no quantization_config, which loads anywhere, swapped
-    linears included. packed=True: 2:4 linears packed, which loads after `import wanda_ext`. The
-    model itself is left as it was. Takes, beside the model, the memory of its other form.
+    linears included. packed=True: pruned linears packed, as swap_linears does, which loads after
+    `import wanda_ext`. The model itself is left as it was. Takes, beside the model, the memory of
+    its other form.
 
-    Raises ValueError for packed=True on a model that is not 2:4, and for a directory that exists
-    and holds anything that was not written by wanda_ext.
+    Raises ValueError for packed=True on a model with nothing to pack, and for a directory that
+    exists and holds anything that was not written by wanda_ext.
     """
     with new_directory(directory) as folder, _in_form(model, packed):
         model.save_pretrained(folder, max_shard_size=max_shard_size)
@@ -133,13 +138,13 @@ def _is_plain(module: nn.Module) -> bool:
 def _pack(
     model: nn.Module, names: Iterable[str], fuse: bool, refusal: Callable[..., str]
 ) -> dict[str, str]:
-    """Packs what it can of these linears; refusal(device, dtype, n, k) says why one should not."""
+    """Packs what it can of these linears; refusal(device, dtype, n, k, packed=) says why not."""
     reasons = stay_dense(model)
     outcome: dict[str, str] = {}
     try:
         for name in names:
             module = model.get_submodule(name)
-            if not isinstance(module, SparseLinear24):
+            if not isinstance(module, PackedLinear):
                 outcome[name] = reasons.get(name) or _swap(model, name, refusal)
             else:
                 outcome[name] = PACKED
@@ -155,27 +160,27 @@ def _pack(
 
 def _swap(model: nn.Module, name: str, refusal: Callable[..., str]) -> str:
     dense = model.get_submodule(name)
-    weight = dense.weight
-    assert isinstance(weight, Tensor)
-    n, k = weight.T.shape if isinstance(dense, Conv1D) else weight.shape
-    why = refusal(weight.device, weight.dtype, n, k)
-    if why:
-        return why
+    weight = row_major(dense)
+    where = (weight.device, weight.dtype, *weight.shape)
+    refused = {kind: refusal(*where, packed=kind.FORMAT) for kind in FORMATS}
+    if all(refused.values()) and len({*refused.values()}) == 1:
+        return refused[FORMATS[0]]
     try:
-        packed = SparseLinear24.from_dense(dense)
+        kind, tensors = pack(weight, refused)
     except ValueError as reason:
         return str(reason)
-    _replace(model, name, packed)
+    _replace(model, name, kind.holding(dense, tensors))
     return PACKED
 
 
-def _check_some_packed(outcome: Mapping[str, str]) -> None:
+def check_some_packed(outcome: Mapping[str, str], where: str = "") -> None:
+    """Raises ValueError, after `where`, if no linear of name -> "packed" or why not is packed."""
     if PACKED not in outcome.values():
         shown = "; ".join(f"{name}: {reason}" for name, reason in list(outcome.items())[:3])
         raise ValueError(
-            f"none of the {len(outcome)} linears can be packed ({shown}"
-            f"{'; ...' if len(outcome) > 3 else ''}). Packing needs 2:4 weights: prune the model "
-            'with sparsity="2:4" first'
+            f"{where}none of the {len(outcome)} linears can be packed ({shown}"
+            f"{'; ...' if len(outcome) > 3 else ''}). Packing needs pruned weights: prune the "
+            'model first, with sparsity="2:4", "16:32" or 0.5'
         )
 
 
@@ -188,7 +193,7 @@ def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def _linears(model: nn.Module) -> list[str]:
-    kinds = (nn.Linear, Conv1D, SparseLinear24)
+    kinds = (nn.Linear, Conv1D, PackedLinear)
     return [name for name, module in model.named_modules() if isinstance(module, kinds)]
 
 
@@ -207,7 +212,7 @@ def _in_form(model: Any, packed: bool) -> Iterator[None]:
     dense = model.config.quantization_config.dense if attached(model) else {}
     try:
         if packed:
-            _check_some_packed(_pack(model, _linears(model), False, lambda *_: ""))
+            check_some_packed(_pack(model, _linears(model), False, lambda *_, **__: ""))
         else:
             unswap_linears(model)
         yield

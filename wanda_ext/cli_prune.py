@@ -57,7 +57,7 @@ def add_prune(commands: Any) -> None:
         help="leave linears of this name dense; may be repeated",
     )
     prune.add_argument("--blocks", help="dotted path of the decoder blocks, where not found")
-    prune.add_argument("--packed", action="store_true", help="save 2:4 linears packed")
+    prune.add_argument("--packed", action="store_true", help="save pruned linears packed")
     prune.add_argument(
         "--repair",
         action="store_true",
@@ -185,7 +185,7 @@ def _prune_in_memory(arguments: argparse.Namespace) -> PruneReport:
         with report.timed("saving"):
             wanda_ext.save_pretrained(model, fresh, packed=packed, tokenizer=tokenizer)
         if compared and packed:
-            report.swap = "saved packed: every linear that is 2:4 and can be"
+            report.swap = "saved packed: every linear that was pruned and can be"
         note_saved(report, fresh, Path(arguments.out).resolve(), packed)
     return report
 

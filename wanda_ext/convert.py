@@ -21,13 +21,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from wanda_ext.checkpoint import PACKED, stay_dense
+from wanda_ext.checkpoint import PACKED, check_some_packed, stay_dense
 from wanda_ext.directory import MARKER, new_directory
-from wanda_ext.linear import pack
+from wanda_ext.formats import pack
+from wanda_ext.packed_linear import PackedLinear
 from wanda_ext.quantizer import WandaExtConfig
 from wanda_ext.reader import INDEX, Checkpoint, open_checkpoint
 
-META_FILES = "wanda_ext_meta_files"  # index metadata: NAME.meta -> its shard, if not NAME.weight's
+# Index metadata: NAME.meta, and others of a packed linear -> its shard, if not NAME.weight's.
+PACKED_FILES = "wanda_ext_meta_files"
 OTHER_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".index.json")
 
 
@@ -38,9 +40,9 @@ class _Conversion:
     outcome: dict[str, str]
     layout: dict[str, str]
     tensor: Callable[[str], Tensor]
-    parameters: int  # how many more of them than in the source
+    parameters: set[str]  # the tensors that hold others of them than in the source
     quantization_config: Mapping[str, Any] | None = None
-    meta_files: dict[str, str] = field(default_factory=dict)
+    packed_files: dict[str, str] = field(default_factory=dict)
 
 
 def convert(
@@ -89,30 +91,30 @@ def copy_other_files(source: Path, folder: Path) -> None:
 
 def _to_dense(checkpoint: Checkpoint) -> _Conversion:
     assert checkpoint.packed is not None
-    names = checkpoint.packed_names()
+    packed = checkpoint.packed_linears()
     transposed = set(checkpoint.packed.transposed)
-    if not transposed <= set(names):
+    if not transposed <= set(packed):
         raise ValueError(
             f"convert: {checkpoint.folder} stores its linears under other names than the model has;"
             " load the model and call wanda_ext.save_pretrained(model, directory) instead"
         )
-    outcome = dict.fromkeys(names, "dense")
+    outcome = dict.fromkeys(packed, "dense")
     layout = checkpoint.files()
-    meta_files = {}
-    for name in names:
-        file = layout.pop(f"{name}.meta")
-        if file != layout[f"{name}.weight"]:
-            meta_files[f"{name}.meta"] = file
+    packed_files = {}
+    for name, kind in packed.items():
+        for short in kind.TENSORS[1:]:
+            file = layout.pop(f"{name}.{short}", None)
+            if file not in (None, layout[f"{name}.weight"]):
+                packed_files[f"{name}.{short}"] = file
 
     def tensor(name: str) -> Tensor:
         linear = name.removesuffix(".weight")
         if linear not in outcome:
             return checkpoint.read(name)
-        weight = checkpoint.read_dense(linear)
+        weight = packed[linear].unpack(checkpoint.read_packed(linear, packed[linear]))
         return weight.T.contiguous() if linear in transposed else weight
 
-    pruned = sum(checkpoint.headers[f"{name}.weight"].numel for name in names)
-    return _Conversion(outcome, layout, tensor, pruned, None, meta_files)
+    return _Conversion(outcome, layout, tensor, _parameters(packed), None, packed_files)
 
 
 def _to_packed(checkpoint: Checkpoint) -> _Conversion:
@@ -121,10 +123,15 @@ def _to_packed(checkpoint: Checkpoint) -> _Conversion:
     transposed = [name for name, module in linears.items() if isinstance(module, Conv1D)]
     reasons = stay_dense(model)
 
-    @functools.lru_cache(maxsize=1)  # values and metadata of a weight are asked for in turn
-    def packed(name: str) -> tuple[Tensor, Tensor]:
+    @functools.lru_cache(maxsize=1)  # the tensors of a linear are asked for in turn
+    def packed(name: str) -> tuple[type[PackedLinear], dict[str, Tensor]]:
         weight = checkpoint.read(f"{name}.weight")
         return pack(weight.T if name in transposed else weight)
+
+    kinds: dict[str, type[PackedLinear]] = {}
+    entries: dict[str, tuple[str, dict[str, int]]] = {}
+    layout = checkpoint.files()
+    packed_files = checkpoint.index["metadata"].get(PACKED_FILES, {}) if checkpoint.index else {}
 
     def outcome_of(name: str) -> str:
         if name in reasons:
@@ -132,33 +139,33 @@ def _to_packed(checkpoint: Checkpoint) -> _Conversion:
         if f"{name}.weight" not in checkpoint.headers:
             return "stored under another name than the model has"
         try:
-            packed(name)
+            kind, tensors = packed(name)
         except ValueError as reason:
             return str(reason)
+        kinds[name], entries[name] = kind, (kind.FORMAT, kind.options(tensors))
+        for short in tensors:
+            full = f"{name}.{short}"
+            layout.setdefault(full, packed_files.get(full, layout[f"{name}.weight"]))
         return PACKED
 
     def tensor(name: str) -> Tensor:
-        linear, _, kind = name.rpartition(".")
-        if kind == "weight" and linear in names:
-            return packed(linear)[0]
-        return packed(linear)[1] if kind == "meta" else checkpoint.read(name)
+        linear, _, short = name.rpartition(".")
+        if linear in kinds and short in kinds[linear].TENSORS:
+            return packed(linear)[1][short]
+        return checkpoint.read(name)
 
     outcome = {name: outcome_of(name) for name in linears}
-    names = [name for name, what in outcome.items() if what == PACKED]
-    if not names:
-        shown = "; ".join(f"{name}: {reason}" for name, reason in list(outcome.items())[:3])
-        raise ValueError(f"convert: {checkpoint.folder}: no linear can be packed ({shown})")
-    layout = checkpoint.files()
-    meta_files = checkpoint.index["metadata"].get(META_FILES, {}) if checkpoint.index else {}
-    for name in names:
-        layout[f"{name}.meta"] = meta_files.get(f"{name}.meta", layout[f"{name}.weight"])
-    entry = WandaExtConfig(
-        names,
+    check_some_packed(outcome, f"convert: {checkpoint.folder}: ")
+    entry = WandaExtConfig.of(
+        entries,
         [name for name in transposed if outcome[name] == PACKED],
         {name: reason for name, reason in outcome.items() if reason != PACKED},
     )
-    pruned = sum(checkpoint.headers[f"{name}.weight"].numel // 2 for name in names)
-    return _Conversion(outcome, layout, tensor, -pruned, entry.to_dict())
+    return _Conversion(outcome, layout, tensor, _parameters(kinds), entry.to_dict())
+
+
+def _parameters(kinds: Mapping[str, type[PackedLinear]]) -> set[str]:
+    return {f"{name}.{short}" for name, kind in kinds.items() for short in kind.PARAMETERS}
 
 
 def _skeleton(checkpoint: Checkpoint) -> nn.Module:
@@ -185,10 +192,13 @@ def _write(checkpoint: Checkpoint, conversion: _Conversion, folder: Path) -> Non
     with safe_open(next(iter(checkpoint.headers.values())).file, framework="pt") as source:
         file_metadata = source.metadata()
     total_size = 0
+    headers = checkpoint.headers
+    parameters = -sum(headers[name].numel for name in conversion.parameters if name in headers)
     for file, names in sorted(shards.items()):
         tensors = {name: conversion.tensor(name) for name in names}
         save_file(tensors, folder / file, file_metadata)
         total_size += sum(tensor.nbytes for tensor in tensors.values())
+        parameters += sum(tensors[name].numel() for name in conversion.parameters & {*tensors})
 
     config = {k: v for k, v in checkpoint.config.items() if k != "quantization_config"}
     if conversion.quantization_config is not None:
@@ -196,12 +206,12 @@ def _write(checkpoint: Checkpoint, conversion: _Conversion, folder: Path) -> Non
     write_json(folder / "config.json", config)
     if checkpoint.index is None:
         return
-    metadata = {k: v for k, v in checkpoint.index["metadata"].items() if k != META_FILES}
+    metadata = {k: v for k, v in checkpoint.index["metadata"].items() if k != PACKED_FILES}
     metadata["total_size"] = total_size
     if "total_parameters" in metadata:
-        metadata["total_parameters"] += conversion.parameters
-    if conversion.meta_files:
-        metadata[META_FILES] = conversion.meta_files
+        metadata["total_parameters"] += parameters
+    if conversion.packed_files:
+        metadata[PACKED_FILES] = conversion.packed_files
     write_json(folder / INDEX, {"metadata": metadata, "weight_map": conversion.layout})
 
 

@@ -16,6 +16,7 @@ import wanda_ext._C as _C
 from wanda_ext.dispatch_table import BUCKETS, DTYPES, Gpu, Row, Table, load_table
 
 FASTER = 0.98  # packed is faster where it takes at most this share of dense: above a timing's noise
+BITMAP_ARCH = 80  # the oldest that linear_bitmap runs on
 NO_CUDA = "this build has no CUDA kernels; `python -m wanda_ext.info` says how to get them"
 Choice = tuple[str, int]  # a kernel and its splits of k
 
@@ -64,8 +65,10 @@ def add(rows: Iterable[Row]) -> None:
         _install()
 
 
-def cannot_run(device: torch.device, dtype: torch.dtype, n: int, k: int) -> str:
-    """Why linear_24 does not run there with W[n, k] of this dtype; "" where it does."""
+def cannot_run(
+    device: torch.device, dtype: torch.dtype, n: int, k: int, packed: str = "2:4"
+) -> str:
+    """Why W[n, k] of this dtype does not run there, packed in this format; "" where it does."""
     gpu = gpu_of(device)
     if gpu is None:
         return ""
@@ -73,6 +76,9 @@ def cannot_run(device: torch.device, dtype: torch.dtype, n: int, k: int) -> str:
         return NO_CUDA
     if name_of(dtype) not in DTYPES:
         return f"{name_of(dtype)} has no CUDA kernel; cast the model to {' or '.join(DTYPES)}"
+    if packed != "2:4":
+        old = f"sm_{gpu.arch}: linear_bitmap's kernels need sm_{BITMAP_ARCH} or newer"
+        return old if gpu.arch < BITMAP_ARCH else ""
     try:
         choose(gpu, name_of(dtype), n, k, 1)
     except RuntimeError as error:
@@ -81,24 +87,31 @@ def cannot_run(device: torch.device, dtype: torch.dtype, n: int, k: int) -> str:
 
 
 def not_faster(
-    device: torch.device, dtype: torch.dtype, n: int, k: int, tokens: Sequence[int]
+    device: torch.device,
+    dtype: torch.dtype,
+    n: int,
+    k: int,
+    tokens: Sequence[int],
+    packed: str = "2:4",
 ) -> str:
     """Why packed is not known to be faster there, summed over calls of `tokens` rows; "": it is."""
     gpu = gpu_of(device)
     if gpu is None:
         return f"packed linears save memory on the {device.type.upper()}, not time"
-    why = cannot_run(device, dtype, n, k)
+    why = cannot_run(device, dtype, n, k, packed)
     if why:
         return why
+    if packed != "2:4":
+        return f"linear_bitmap was not measured on {gpu.name}; swap_linears(model) swaps it in"
     times = table_of(gpu).times(name_of(dtype), n, k, tokens)
     if times is None:
         return (
             f"not measured on {gpu.name} in {name_of(dtype)}: run wanda_ext.bench.tune(model), "
             f"then wanda_ext.swap_linears(model, tokens={tuple(tokens)})"
         )
-    packed, dense = times
-    if packed > FASTER * dense:
-        return f"packed {packed:.1f} us, dense {dense:.1f} us at tokens={tuple(tokens)}"
+    ours, dense = times
+    if ours > FASTER * dense:
+        return f"packed {ours:.1f} us, dense {dense:.1f} us at tokens={tuple(tokens)}"
     return ""
 
 

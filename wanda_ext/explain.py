@@ -9,8 +9,12 @@ from transformers.pytorch_utils import Conv1D
 
 from wanda_ext import dispatch
 from wanda_ext.dispatch import name_of
+from wanda_ext.formats import pack
 from wanda_ext.fuse import FusedLinear24
-from wanda_ext.linear import SparseLinear24, pack
+from wanda_ext.linear import SparseLinear24
+from wanda_ext.linear_bitmap import SparseLinearBitmap
+
+BITMAP_TOKENS = 16  # kMaxBitmapTokens in csrc/core/cuda/linear_bitmap.h
 
 
 @dataclass(frozen=True)
@@ -42,17 +46,19 @@ class Explanation:
 def explain(linear: nn.Module, m: int) -> Explanation:
     """What `linear` runs for an x of m rows. A dense linear's weight is looked at, so it waits.
 
-    linear: SparseLinear24, nn.Linear or Conv1D. Raises TypeError for another module, ValueError
+    linear: a packed one, nn.Linear or Conv1D. Raises TypeError for another module, ValueError
     unless m > 0.
     """
     if not isinstance(m, int) or m <= 0:
         raise ValueError(f"explain: m must be a number of rows above 0, not {m!r}")
     if isinstance(linear, SparseLinear24):
         return _packed(linear, m)
+    if isinstance(linear, SparseLinearBitmap):
+        return _bitmap(linear, m)
     if isinstance(linear, (nn.Linear, Conv1D)):
         return _dense(linear, m)
     raise TypeError(
-        f"explain: expected a SparseLinear24, nn.Linear or Conv1D, not {type(linear).__name__}"
+        f"explain: expected a packed linear, nn.Linear or Conv1D, not {type(linear).__name__}"
     )
 
 
@@ -82,16 +88,33 @@ def _packed(linear: SparseLinear24, m: int) -> Explanation:
     return Explanation(m, (n, k), kernel, splits, why + among, *times)
 
 
+def _bitmap(linear: SparseLinearBitmap, m: int) -> Explanation:
+    n, k, weight = linear.out_features, linear.in_features, linear.weight
+    why = dispatch.cannot_run(weight.device, weight.dtype, n, k, linear.FORMAT)
+    if why:
+        return Explanation(m, (n, k), "none", 1, why)
+    if dispatch.gpu_of(weight.device) is None:
+        known = weight.device.type == "cpu"
+        why = "a bitmap, on the CPU" if known else f"its weight is on the {weight.device} device"
+        return Explanation(m, (n, k), "cpu" if known else "none", 1, why)
+    if m <= BITMAP_TOKENS:
+        why = f"a bitmap, read by tensor cores for up to {BITMAP_TOKENS} rows; not measured"
+        return Explanation(m, (n, k), "bitmap_mma", 1, why)
+    why = f"a bitmap, unpacked in tiles for dense products above {BITMAP_TOKENS} rows; not measured"
+    return Explanation(m, (n, k), "bitmap_unpack", 1, why)
+
+
 def _dense(linear: nn.Linear | Conv1D, m: int) -> Explanation:
     weight: Tensor = linear.weight.T if isinstance(linear, Conv1D) else linear.weight
     n, k = weight.shape
     times = None
     try:
-        pack(weight)
+        kind, _ = pack(weight)
     except ValueError as error:
         why = f"cannot be packed: {error}"
     else:
-        faster = dispatch.not_faster(weight.device, weight.dtype, n, k, (m,))
-        why = faster or "2:4, but not packed: wanda_ext.swap_linears(model) packs it"
-        times = dispatch.times_of(weight.device, weight.dtype, n, k, (m,))
+        faster = dispatch.not_faster(weight.device, weight.dtype, n, k, (m,), kind.FORMAT)
+        why = faster or f"{kind.FORMAT}, but not packed: wanda_ext.swap_linears(model) packs it"
+        if kind is SparseLinear24:
+            times = dispatch.times_of(weight.device, weight.dtype, n, k, (m,))
     return Explanation(m, (n, k), "dense", 1, why, *(times or (None, None)))

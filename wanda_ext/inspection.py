@@ -7,9 +7,10 @@ from pathlib import Path
 
 from torch import Tensor
 
+from wanda_ext.packed_linear import PackedLinear
 from wanda_ext.reader import Checkpoint, open_checkpoint
 
-PATTERNS = ((2, 4), (4, 8))  # keep, group: the narrowest first
+PATTERNS = ((2, 4), (4, 8), (8, 16), (16, 32))  # keep, group: the narrowest first
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,12 @@ def inspect_checkpoint(directory: str | Path) -> CheckpointSummary:
     Raises: ValueError for a directory that `open_checkpoint` refuses, or without such a matrix.
     """
     checkpoint = open_checkpoint(directory)
-    packed = set(checkpoint.packed_names())
+    packed = checkpoint.packed_linears()
+    names = (name for name in checkpoint.headers if name.endswith(".weight"))
     weights = tuple(
-        _stored(checkpoint, name, name.removesuffix(".weight") in packed)
-        for name, header in checkpoint.headers.items()
-        if name.endswith(".weight") and len(header.shape) == 2
+        _stored(checkpoint, name, packed.get(name.removesuffix(".weight")))
+        for name in names
+        if name.removesuffix(".weight") in packed or len(checkpoint.headers[name].shape) == 2
     )
     if not weights:
         raise ValueError(f"{directory}: no weight matrix; expected the files of a language model")
@@ -61,8 +63,8 @@ def inspect_checkpoint(directory: str | Path) -> CheckpointSummary:
 
 
 def pattern_of(weight: Tensor) -> str:
-    """What the zeros of a weight [n, k] keep to, by its rows: "2:4", "4:8", "unstructured" (any
-    zeros) or "dense" (none)."""
+    """What the zeros of a weight [n, k] keep to, by its rows: the first of PATTERNS, "unstructured"
+    (any zeros) or "dense" (none)."""
     if bool((weight != 0).all()):
         return "dense"
     found = (f"{keep}:{group}" for keep, group in PATTERNS if follows(weight, keep, group))
@@ -78,16 +80,17 @@ def follows(weight: Tensor, keep: int, group: int) -> bool:
     return not bool((counts > keep).any())
 
 
-def _stored(checkpoint: Checkpoint, name: str, packed: bool) -> StoredWeight:
+def _stored(checkpoint: Checkpoint, name: str, packed: type[PackedLinear] | None) -> StoredWeight:
     linear = name.removesuffix(".weight")
-    stored = checkpoint.read(name)
-    nbytes = stored.nbytes
-    if packed:
-        nbytes += checkpoint.read(f"{linear}.meta").nbytes
-        weight, pattern = checkpoint.read_dense(linear), "2:4 packed"
+    if packed is not None:
+        tensors = checkpoint.read_packed(linear, packed)
+        nbytes = sum(tensor.nbytes for tensor in tensors.values())
+        weight = packed.unpack(tensors)
+        pattern = f"{pattern_of(weight)} packed"
     else:
-        weight, pattern = stored, pattern_of(stored)
-        by_column = pattern_of(stored.T) if pattern == "unstructured" else pattern
+        weight = checkpoint.read(name)
+        nbytes, pattern = weight.nbytes, pattern_of(weight)
+        by_column = pattern_of(weight.T) if pattern == "unstructured" else pattern
         if by_column != pattern:
             pattern = f"{by_column} transposed"
     n, k = weight.shape

@@ -17,7 +17,8 @@ from torch.func import functional_call
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
-from wanda_ext.linear import SparseLinear24
+from wanda_ext.formats import FORMATS
+from wanda_ext.packed_linear import PackedLinear
 
 
 class PlainLora(lora.Linear):  # type: ignore[misc]
@@ -75,10 +76,10 @@ class MaskedLora(PlainLora):
 
 
 class PackedLora(PlainLora):
-    """Around a SparseLinear24: y + (x @ A.T) @ B.T * scale, beside the packed product for good."""
+    """Around a packed linear: y + (x @ A.T) @ B.T * scale, beside the packed product for good."""
 
     def _get_in_out_features(self, module: nn.Module) -> tuple[int, int]:
-        assert isinstance(module, SparseLinear24)  # peft warns of classes that it does not know
+        assert isinstance(module, PackedLinear)  # peft warns of classes that it does not know
         return module.in_features, module.out_features
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
@@ -92,7 +93,7 @@ CANNOT_MERGE = (
 LAYERS: dict[type[nn.Module], type[nn.Module]] = {
     nn.Linear: MaskedLora,
     Conv1D: MaskedLora,
-    SparseLinear24: PackedLora,
+    **dict.fromkeys(FORMATS, PackedLora),
 }
 
 

@@ -6,9 +6,13 @@ is escaped, there is no script, and the page's own policy forbids every request.
 
 from __future__ import annotations
 
+import json
 from html import escape
 from pathlib import Path
 
+import torch
+
+from wanda_ext.formats import named_format
 from wanda_ext.page_commands import load_command, measure_command, reproduce_command
 from wanda_ext.page_plots import heat_map, line_plot
 from wanda_ext.page_style import STYLE
@@ -26,6 +30,7 @@ from wanda_ext.page_tables import (
     times_table,
     written_bytes,
 )
+from wanda_ext.quantizer import WandaExtConfig
 from wanda_ext.report import PruneReport
 from wanda_ext.what_runs import what_runs
 
@@ -47,9 +52,22 @@ def note_saved(report: PruneReport, folder: Path, final: Path, packed: bool) -> 
     files = folder.glob("*.safetensors")
     saved = sum(file.stat().st_size for file in files)
     report.saved = {"directory": str(final), "packed": packed, "bytes": saved}
-    report.kernels = what_runs(report, packed)
+    _note_formats(report, folder)
+    report.kernels = what_runs(report)
     report.save(folder / REPORT)
     write(report, folder / PAGE)
+
+
+def _note_formats(report: PruneReport, folder: Path) -> None:
+    """Enters which linears were saved packed, and their bytes, as config.json tells."""
+    entry = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    found = entry.get("quantization_config")
+    packed = {} if found is None else WandaExtConfig(**found).packed
+    for line in report.linears:
+        if line.name in packed:
+            line.stored, options = packed[line.name]
+            kind, itemsize = named_format(line.stored), getattr(torch, line.dtype).itemsize
+            line.stored_bytes = kind.nbytes_of(*line.shape, itemsize, **options)
 
 
 def html(report: PruneReport) -> str:

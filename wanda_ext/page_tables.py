@@ -9,7 +9,6 @@ from typing import Any
 
 from wanda_ext.page_plots import percent, place_of
 from wanda_ext.report import LinearReport, PruneReport
-from wanda_ext.what_runs import becomes_packed
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 UNMEASURED = "not measured"
@@ -126,12 +125,9 @@ def dense_bytes(line: LinearReport) -> int:
 
 
 def written_bytes(report: PruneReport) -> int:
-    """Bytes of the linears as saved: values and metadata where packed, else all."""
-    packed = bool(report.saved.get("packed"))
+    """Bytes of the linears as saved."""
     return sum(
-        dense_bytes(line) // 2 + line.weights // 8
-        if packed and becomes_packed(line)
-        else dense_bytes(line)
+        dense_bytes(line) if line.stored_bytes is None else line.stored_bytes
         for line in report.linears
     )
 

@@ -13,11 +13,15 @@ from wanda_ext.blocks import (
     find_blocks,
     targets_of_block,
     weight_identity,
+    weight_of,
     weight_shape,
 )
 from wanda_ext.checkpoint import stay_dense
 from wanda_ext.experts import ExpertSlice
-from wanda_ext.sparsity import NM, Sparsity, SparsitySpec, check_globs, matches, sparsity_for
+from wanda_ext.formats import fewest_bytes
+from wanda_ext.sparsity import Sparsity, SparsitySpec, check_globs, matches, sparsity_for
+
+MOST_KEPT = 0.7  # of a weight: packed, more would take about as many bytes as dense
 
 
 @dataclass(frozen=True)
@@ -101,17 +105,30 @@ def targets_of(plan: Iterable[PlannedBlock]) -> list[PlannedLinear]:
 
 
 def check_packable(model: nn.Module, plan: Iterable[PlannedBlock]) -> None:
-    """Raises ValueError where a linear will not be 2:4 when it is pruned, or none can be packed."""
+    """Raises ValueError where a linear keeps too many weights to be packed, or none can be."""
     targets = targets_of(plan)
     for linear in targets:
-        if linear.sparsity != NM(2, 4):
+        if linear.sparsity is not None and linear.sparsity.keep_fraction > MOST_KEPT:
             raise ValueError(
-                f"swap=True packs 2:4 linears, and {linear.name} becomes {linear.sparsity}: "
-                "pass sparsity='2:4', or swap=False"
+                f"swap=True packs linears of which at least {1 - MOST_KEPT:.0%} is pruned, and "
+                f"{linear.name} becomes {linear.sparsity}: prune more, or pass swap=False"
             )
     reasons = stay_dense(model)
     reasons |= {one.name: "fused experts stay dense" for one in targets if one.is_expert}
-    if all(one.name in reasons or weight_shape(one.module)[1] % 16 for one in targets):
+    small = {one.name: _too_small(one) for one in targets if one.name not in reasons}
+    reasons |= {name: why for name, why in small.items() if why}
+    if all(one.name in reasons for one in targets):
         name = targets[0].name
-        why = reasons.get(name, "its columns are not a multiple of 16")
-        raise ValueError(f"swap=True can pack no linear ({name}: {why}; ...): pass swap=False")
+        raise ValueError(
+            f"swap=True can pack no linear ({name}: {reasons[name]}; ...): pass swap=False"
+        )
+
+
+def _too_small(linear: PlannedLinear) -> str:
+    """Why a linear cannot be packed however it is pruned, in a clause; "" where it may be."""
+    n, k = weight_shape(linear.module)
+    itemsize = weight_of(linear.module).element_size()
+    nbytes = fewest_bytes(linear.sparsity, n, k, itemsize)
+    if nbytes < n * k * itemsize:
+        return ""
+    return f"a bitmap of [{n}, {k}] takes {nbytes} bytes, dense {n * k * itemsize}"

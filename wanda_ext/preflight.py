@@ -8,19 +8,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from wanda_ext.blocks import preserved, weight_shape
+from wanda_ext.blocks import preserved, weight_of, weight_shape
 from wanda_ext.calibration import Batch
 from wanda_ext.capture import PROBE_TOKENS, GlueError
 from wanda_ext.conversion import Made
+from wanda_ext.formats import fewest_bytes
 from wanda_ext.meta_model import IN_MEMORY, NamesError
-from wanda_ext.plan import PlannedBlock
+from wanda_ext.plan import PlannedBlock, PlannedLinear
 from wanda_ext.skeleton import Skeleton
 from wanda_ext.sparsity import NM
 from wanda_ext.walk import Walk
 
 MARGIN = 1.05  # of the disk: headers, JSON, blocks of the file system
 ACTIVATIONS = 24  # hidden states that one batch leaves inside a block at a time, at most
-PACKED_SHARE = 9 / 16  # of a dense weight of 16 bits; of 32 bits it is less
 
 
 @dataclass(frozen=True)
@@ -84,12 +84,8 @@ def needs_of(
     memory += max(made, default=0)  # the pieces, beside what they become
     disk = sum(sizes.values())
     if packed:
-        disk -= sum(
-            int((1 - PACKED_SHARE) * sizes.get(f"{linear.name}.weight", 0))
-            for block in plan
-            for linear in block.linears.values()
-            if linear.sparsity == NM(2, 4)
-        )
+        linears = [linear for block in plan for linear in block.linears.values()]
+        disk -= sum(_packed_less(one) for one in linears if f"{one.name}.weight" in sizes)
     if batches is not None:
         width = _hidden_bytes(skeleton)
         tokens = [batch["input_ids"].numel() for batch in batches]
@@ -123,6 +119,15 @@ def check_alone(skeleton: Skeleton, plan: Sequence[PlannedBlock], batch: Batch) 
             raise NamesError(
                 f"the blocks of {type(model).__name__} cannot run alone ({error}); {IN_MEMORY}"
             ) from error
+
+
+def _packed_less(linear: PlannedLinear) -> int:
+    """How many bytes fewer a linear takes packed, as far as its sparsity tells."""
+    if not isinstance(linear.sparsity, NM) or not linear.sparsity.fits_records:
+        return 0
+    n, k = weight_shape(linear.module)
+    itemsize = weight_of(linear.module).element_size()
+    return max(0, n * k * itemsize - fewest_bytes(linear.sparsity, n, k, itemsize))
 
 
 def _gram_bytes(block: PlannedBlock) -> int:

@@ -61,7 +61,7 @@ def prune_model(
     tokenizer: for text; default: the model's own. seqlen: default min(2048, the model's context).
     device: where one block at a time is moved to; default: where the model is. ignore: globs of
     modules to leave alone. blocks: the path of the block list where it is not found. swap: put
-    packed 2:4 linears in always, never, or ("auto") where they are faster at `tokens` rows a call.
+    packed linears in always, never, or ("auto") where they are faster at `tokens` rows a call.
 
     A block is scored on what the pruned blocks before it pass on: S = |W| * input_norm within each
     row or group (Wanda, arXiv:2306.11695, section 3 and algorithm 1).

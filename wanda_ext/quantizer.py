@@ -1,7 +1,8 @@
 """What transformers needs to load and save packed checkpoints; importing it registers it.
 
 A packed checkpoint is an ordinary one whose config.json has this `quantization_config` and whose
-packed linears are stored as `NAME.weight` [n, k/2] and `NAME.meta` int16 [n, k/16] (canonical).
+packed linears are stored as the tensors of their format (formats.py): a 2:4 one as `NAME.weight`
+[n, k/2] and `NAME.meta` int16 [n, k/16] (canonical).
 """
 
 from __future__ import annotations
@@ -17,19 +18,21 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from wanda_ext.directory import TensorHeader, read_headers
-from wanda_ext.linear import SparseLinear24
+from wanda_ext.formats import FORMATS, named_format, stored_linears
+from wanda_ext.packed_linear import PackedLinear
 
 QUANT_METHOD = "wanda_ext"
-FORMAT_VERSION = 1
+FIRST, BITMAPS = 1, 2  # format_version: of checkpoints with 2:4 linears only, with bitmaps too
 
 
 @register_quantization_config(QUANT_METHOD)
 class WandaExtConfig(QuantizationConfigMixin):
     """The `quantization_config` entry of a packed checkpoint.
 
-    modules: names of the packed linears; transposed: those of them whose dense weight is stored
-    [in, out] (Conv1D); dense: name -> why it stayed dense. Keys that this version does not know are
-    dropped: whatever changes the meaning of a file raises format_version.
+    modules: names of the packed 2:4 linears; bitmap: name -> non-zeros in its surplus, of those
+    packed as a bitmap; transposed: those of both whose dense weight is stored [in, out] (Conv1D);
+    dense: name -> why it stayed dense. Keys that this version does not know are dropped: whatever
+    changes the meaning of a file raises format_version, which is 1 where there is no bitmap.
     """
 
     def __init__(
@@ -37,29 +40,56 @@ class WandaExtConfig(QuantizationConfigMixin):
         modules: Iterable[str] = (),
         transposed: Iterable[str] = (),
         dense: Mapping[str, str] | None = None,
-        format_version: int = FORMAT_VERSION,
+        format_version: int | None = None,
+        bitmap: Mapping[str, int] | None = None,
         **_: Any,
     ) -> None:
-        if format_version != FORMAT_VERSION:
+        if format_version not in (None, FIRST, BITMAPS):
             raise ValueError(
                 f"wanda_ext: the packed checkpoint has format_version {format_version!r}, this "
-                f"wanda_ext reads {FORMAT_VERSION}; upgrade wanda_ext to read it"
+                f"wanda_ext reads {FIRST} and {BITMAPS}; upgrade wanda_ext to read it"
             )
         self.quant_method = QUANT_METHOD  # type: ignore[assignment]
-        self.format_version = format_version
+        self.format_version = BITMAPS if bitmap else FIRST
         self.modules = list(modules)
         self.transposed = list(transposed)
         self.dense = dict(dense or {})
-        if not self.modules:
+        if bitmap:
+            self.bitmap = dict(bitmap)
+        if not self.packed:
             raise ValueError(
                 "wanda_ext: the quantization_config names no packed modules; its config.json is "
                 "damaged, or was not written by wanda_ext"
             )
 
+    @classmethod
+    def of(
+        cls,
+        packed: Mapping[str, tuple[str, Mapping[str, int]]],
+        transposed: Iterable[str],
+        dense: Mapping[str, str],
+    ) -> WandaExtConfig:
+        """From name -> (format, options) of what is packed, as `packed` gives it back."""
+        bitmap = {
+            name: options.get("surplus", 0)
+            for name, (kind, options) in packed.items()
+            if kind == "bitmap"
+        }
+        modules = [name for name in packed if name not in bitmap]
+        return cls(modules, transposed, dense, bitmap=bitmap)
+
+    @property
+    def packed(self) -> dict[str, tuple[str, dict[str, int]]]:
+        """Name -> format, and the options that shape an empty module, of every packed linear."""
+        found: dict[str, tuple[str, dict[str, int]]] = {n: ("2:4", {}) for n in self.modules}
+        for name, surplus in getattr(self, "bitmap", {}).items():
+            found[name] = "bitmap", {"surplus": surplus} if surplus else {}
+        return found
+
 
 @register_quantizer(QUANT_METHOD)
 class WandaExtQuantizer(HfQuantizer):
-    """Puts empty SparseLinear24 modules in before a packed checkpoint's tensors are loaded."""
+    """Puts empty packed modules in before a packed checkpoint's tensors are loaded."""
 
     requires_calibration = True  # from_pretrained only loads what is packed; swap_linears packs
     quantization_config: WandaExtConfig
@@ -84,13 +114,13 @@ class WandaExtQuantizer(HfQuantizer):
             check_headers(headers, self.quantization_config)
         modules = dict(model.named_modules())
         prefix = f"{model.base_model_prefix}."
-        for name in self.quantization_config.modules:
+        for name, (kind, options) in self.quantization_config.packed.items():
             # AutoModel loads a causal LM's checkpoint without its prefix, and the other way round.
             # A name that this model lacks has no weights in it either.
             for here in (name, name.removeprefix(prefix), prefix + name):
                 if here in modules:
                     try:
-                        packed = SparseLinear24.shaped_like(modules[here])
+                        packed = named_format(kind).shaped_like(modules[here], **options)
                     except (TypeError, ValueError) as error:
                         raise ValueError(
                             f"wanda_ext: {name} cannot be packed as config.json says: {error}"
@@ -100,7 +130,9 @@ class WandaExtQuantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
         for module in packed_linears(model).values():
-            module.weight.requires_grad_(False)
+            for name, parameter in module.named_parameters(recurse=False):
+                if name in module.PARAMETERS:
+                    parameter.requires_grad_(False)
             module.reorder_()
         attach(model, self.quantization_config.dense)  # by the names they have in this model
         return model
@@ -127,30 +159,36 @@ def check_headers(headers: Mapping[str, TensorHeader], config: WandaExtConfig) -
 
     Counts and shapes only: transformers may store a module under another name than it has.
     """
-    metas = {
-        name.removesuffix(".meta"): header
-        for name, header in headers.items()
-        if name.endswith(".meta") and header.dtype == "I16"
-    }
-    if len(metas) != len(config.modules):
-        raise ValueError(
-            f"wanda_ext: config.json names {len(config.modules)} packed linears, the files hold "
-            f"metadata of {len(metas)}: the checkpoint is not whole; copy or download it again"
-        )
-    for name, meta in metas.items():
-        weight = headers.get(f"{name}.weight")
-        if weight is None or weight.shape != (meta.shape[0], 8 * meta.shape[1]):
-            stored = "missing" if weight is None else f"of shape {list(weight.shape)}"
+    named = [kind for kind, _ in config.packed.values()]
+    surplus = sorted(options.get("surplus", 0) for _, options in config.packed.values())
+    found = []
+    for kind in FORMATS:
+        stored = stored_linears(headers, kind)
+        if len(stored) != named.count(kind.FORMAT):
             raise ValueError(
-                f"wanda_ext: {name}.weight is {stored}, its metadata of shape {list(meta.shape)}: "
-                "the checkpoint is not whole; copy or download it again"
+                f"wanda_ext: config.json names {named.count(kind.FORMAT)} packed linears, the "
+                f"files hold metadata of {len(stored)}: the checkpoint is not whole; copy or "
+                "download it again"
             )
+        for name, tensors in stored.items():
+            damage = kind.damage(tensors)
+            if damage:
+                raise ValueError(
+                    f"wanda_ext: {name}.{damage}: the checkpoint is not whole; copy or download it "
+                    "again"
+                )
+            found.append(kind.options(tensors).get("surplus", 0))
+    if sorted(found) != surplus:
+        raise ValueError(
+            f"wanda_ext: config.json tells of {sum(surplus)} non-zeros in surplus lists, the files "
+            f"hold {sum(found)}: the checkpoint is not whole; copy or download it again"
+        )
 
 
-def packed_linears(model: nn.Module) -> dict[str, SparseLinear24]:
-    """Name -> module of every SparseLinear24 in a model."""
+def packed_linears(model: nn.Module) -> dict[str, PackedLinear]:
+    """Name -> module of every packed linear in a model."""
     modules = model.named_modules()
-    return {name: module for name, module in modules if isinstance(module, SparseLinear24)}
+    return {name: module for name, module in modules if isinstance(module, PackedLinear)}
 
 
 def attach(model: Any, dense: Mapping[str, str]) -> None:
@@ -166,7 +204,8 @@ def attach(model: Any, dense: Mapping[str, str]) -> None:
             model.hf_quantizer.remove_quantization_config(model)
         return
     transposed = [name for name, module in packed.items() if issubclass(module.dense_class, Conv1D)]
-    config = WandaExtConfig(packed, transposed, dense)
+    formats = {n: (module.FORMAT, module.options_now()) for n, module in packed.items()}
+    config = WandaExtConfig.of(formats, transposed, dense)
     model.config.quantization_config = config
     model.hf_quantizer = WandaExtQuantizer(config, pre_quantized=True)
     model.is_quantized = True

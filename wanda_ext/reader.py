@@ -11,8 +11,9 @@ from typing import Any
 from safetensors import safe_open
 from torch import Tensor
 
-from wanda_ext import ops
 from wanda_ext.directory import TensorHeader, read_headers
+from wanda_ext.formats import FORMATS, stored_linears
+from wanda_ext.packed_linear import PackedLinear
 from wanda_ext.quantizer import QUANT_METHOD, WandaExtConfig, check_headers
 
 WEIGHTS = "model.safetensors"
@@ -38,15 +39,22 @@ class Checkpoint:
         """Tensor name -> file name."""
         return {name: header.file.name for name, header in self.headers.items()}
 
-    def packed_names(self) -> list[str]:
-        """Names, as stored, of the packed linears."""
+    def packed_linears(self) -> dict[str, type[PackedLinear]]:
+        """Names, as stored, of the packed linears, and their formats."""
         if self.packed is None:
-            return []
-        return [name.removesuffix(".meta") for name in self.headers if name.endswith(".meta")]
+            return {}
+        named = {kind for kind, _ in self.packed.packed.values()}
+        return {
+            name: kind
+            for kind in FORMATS
+            if kind.FORMAT in named
+            for name in stored_linears(self.headers, kind)
+        }
 
-    def read_dense(self, name: str) -> Tensor:
-        """The weight [n, k] of a packed linear."""
-        return ops.unpack_24(self.read(f"{name}.weight"), self.read(f"{name}.meta"))
+    def read_packed(self, name: str, kind: type[PackedLinear]) -> dict[str, Tensor]:
+        """The tensors of a packed linear, by their short names."""
+        stored = stored_linears(self.headers, kind)[name]
+        return {short: self.read(f"{name}.{short}") for short in stored}
 
 
 def open_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
@@ -80,7 +88,7 @@ def open_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
     checkpoint = Checkpoint(folder, config, packed, index, headers)
     if packed is not None:
         check_headers(headers, packed)
-    elif any(name.endswith(".meta") and header.dtype == "I16" for name, header in headers.items()):
+    elif any(stored_linears(headers, kind) for kind in FORMATS):
         raise ValueError(
             f"{folder}: the files hold packed linears, but config.json has no quantization_config; "
             "restore its config.json"

@@ -33,6 +33,8 @@ class LinearReport:
     path: str = ""  # what ran: "cpu", "cuda", "cuda via cpu"
     packed_us: float | None = None  # of one call for each of `tokens`, summed, where it is; None:
     dense_us: float | None = None  # not measured, or not 2:4
+    stored: str = ""  # the packed format that it was saved in: "2:4", "bitmap"; "": dense
+    stored_bytes: int | None = None  # of its weight, where it was saved packed
     note: str = ""  # what to know about it: "few tokens: norms of all experts"
 
     @property

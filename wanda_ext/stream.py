@@ -62,7 +62,7 @@ def prune_checkpoint(
     The tensors are those that prune_model and save_pretrained would write, bit for bit; one file a
     block. Takes the memory of two blocks, the embeddings, and the hidden states of the calibration
     data: those lie in files beside `dst` with states="files". dtype: of the weights; default: as
-    stored. packed: 2:4 linears packed. tokenizer: default: the one in `src`. trust_remote_code:
+    stored. packed: pruned linears packed. tokenizer: default: the one in `src`. trust_remote_code:
     whether code that came with the checkpoint may run. The rest is as in prune_model.
 
     A run that was stopped in any way, kill -9 included, is finished by the same call: its blocks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
@@ -10,14 +11,20 @@ from torch import nn
 from wanda_ext.blocks import weight_of, weight_shape
 from wanda_ext.checkpoint import PACKED, swap_linears
 from wanda_ext.dispatch import cannot_run, times_of
+from wanda_ext.formats import FORMATS
 from wanda_ext.plan import PlannedBlock, PlannedLinear, targets_of
 from wanda_ext.report import PruneReport
 from wanda_ext.sparsity import NM
 
+_WHERE = re.compile(r"(?<=not 2:4): row \d+, columns \d+ to \d+ hold \d+ non-zeros")
+
 
 def check_runnable(plan: Iterable[PlannedBlock]) -> None:
     """Raises ValueError where no linear could run packed on the device it is on."""
-    reasons = {linear.name: cannot_run(*_where(linear)) for linear in targets_of(plan)}
+    reasons = {}
+    for linear in targets_of(plan):
+        found = [cannot_run(*_where(linear), packed=kind.FORMAT) for kind in FORMATS]
+        reasons[linear.name] = "; ".join(dict.fromkeys(found)) if all(found) else ""
     if all(reasons.values()):
         name, why = next(iter(reasons.items()))
         raise ValueError(f"swap=True can pack no linear ({name}: {why}; ...): pass swap=False")
@@ -30,19 +37,18 @@ def swap_pruned(
     swap: bool | str,
     tokens: Sequence[int],
 ) -> None:
-    """Swaps the 2:4 linears; the report gets their times and one line that tells what and why."""
-    targets = [linear for linear in targets_of(plan) if not linear.is_expert]
-    linears = [linear for linear in targets if linear.sparsity == NM(2, 4)]
+    """Swaps what was pruned; the report gets its times and one line that tells what and why."""
+    linears = [linear for linear in targets_of(plan) if not linear.is_expert]
     lines = {line.name: line for line in report.linears}
     for linear in linears:
         times = times_of(*_where(linear), tokens)
-        if times is not None:
+        if times is not None and linear.sparsity == NM(2, 4):
             lines[linear.name].packed_us, lines[linear.name].dense_us = times
     names = [linear.name for linear in linears]
     if swap is False:
         report.swap = "swapped nothing: swap=False"
     elif not names:
-        report.swap = "swapped nothing: no linear is 2:4"
+        report.swap = "swapped nothing: no linear was pruned"
     else:
         when = tokens if swap == "auto" else None
         report.swap = _told(swap_linears(model, names, tokens=when))
@@ -58,11 +64,11 @@ def _told(outcome: Mapping[str, str]) -> str:
     dense: dict[str, list[str]] = {}
     for name, reason in outcome.items():
         if reason != PACKED:
-            dense.setdefault(reason, []).append(name)
+            dense.setdefault(_WHERE.sub("", reason), []).append(name)
     packed = sum(reason == PACKED for reason in outcome.values())
     if not packed and len(dense) == 1:
         return f"swapped nothing: {next(iter(dense))}"
-    told = [f"swapped {packed} of {len(outcome)} 2:4 linears for packed ones"]
+    told = [f"swapped {packed} of {len(outcome)} linears for packed ones"]
     for reason, names in dense.items():
         others = f" and {len(names) - 1} more" if len(names) > 1 else ""
         told.append(f"{names[0]}{others}: {reason}")

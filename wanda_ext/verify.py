@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from wanda_ext.blocks import is_transposed, weight_of, weight_shape
 from wanda_ext.experts import ExpertSlice, expert_slices
 from wanda_ext.inspection import follows, pattern_of
-from wanda_ext.linear import SparseLinear24
+from wanda_ext.packed_linear import PackedLinear
 from wanda_ext.report import LinearReport, PruneReport
 
 
@@ -23,7 +22,7 @@ class VerifiedLinear:
     name: str
     shape: tuple[int, int]
     packed: bool
-    pattern: str  # "2:4", "4:8", "unstructured" or "dense"
+    pattern: str  # as of inspection.pattern_of
     zeros: int  # how many of the n * k weights
     problems: tuple[str, ...]
 
@@ -55,15 +54,16 @@ class VerifyReport:
 def verify(model: nn.Module, report: PruneReport | None = None) -> VerifyReport:
     """Checks every linear of a model, and every expert's part of a fused one; packed ones too.
 
-    Wrong is: NaN or infinite weights, weights that are not in memory, metadata that is not two
-    ascending columns of four. With a report also: a pruned linear that the model lacks, one that
-    has fewer zeros than were counted, one that left its keep:group pattern. Raises nothing.
+    Wrong is: NaN or infinite weights, weights that are not in memory, metadata that is not of its
+    format (2:4: two ascending columns of four; bitmap: 16 of 32). With a report also: a pruned
+    linear that the model lacks, one that has fewer zeros than were counted, one that left its
+    keep:group pattern. Raises nothing.
     """
     expected = {} if report is None else {linear.name: linear for linear in report.pruned}
     linears = tuple(
         _verified(name, module, expected.pop(name, None))
         for name, module in (*model.named_modules(), *expert_slices(model).items())
-        if isinstance(module, (nn.Linear, Conv1D, SparseLinear24, ExpertSlice))
+        if isinstance(module, (nn.Linear, Conv1D, PackedLinear, ExpertSlice))
     )
     problems = [f"{linear.name} {problem}" for linear in linears for problem in linear.problems]
     problems += [f"{name} is in the report, but not in the model" for name in expected]
@@ -71,7 +71,7 @@ def verify(model: nn.Module, report: PruneReport | None = None) -> VerifyReport:
 
 
 def _verified(name: str, module: Any, expected: LinearReport | None) -> VerifiedLinear:
-    packed = isinstance(module, SparseLinear24)
+    packed = isinstance(module, PackedLinear)
     shape = (module.out_features, module.in_features) if packed else weight_shape(module)
 
     def found(pattern: str, zeros: int, *problems: str) -> VerifiedLinear:
@@ -80,9 +80,9 @@ def _verified(name: str, module: Any, expected: LinearReport | None) -> Verified
     if module.weight.is_meta:
         return found("-", 0, "is not in memory (meta device)")
     if packed:
-        row = _bad_metadata_row(module.meta_in(0))
-        if row is not None:
-            return found("-", 0, f"has invalid metadata in row {row}")
+        problem = module.problem()
+        if problem:
+            return found("-", 0, problem)
         weight = module.dense_weight()
     else:
         weight = weight_of(module)
@@ -100,14 +100,6 @@ def _verified(name: str, module: Any, expected: LinearReport | None) -> Verified
         if len(nm) == 2 and not follows(weight, int(nm[0]), int(nm[1])):
             problems.append(f"is not {expected.asked}, which it was pruned to")
     return found(pattern_of(weight), zeros, *problems)
-
-
-def _bad_metadata_row(meta: Tensor) -> int | None:
-    """The lowest row of canonical meta [n, k/16] with a group whose two columns do not ascend."""
-    nibbles = meta[..., None] >> torch.arange(0, 16, 4, device=meta.device, dtype=meta.dtype)
-    bad = ((nibbles & 3) >= (nibbles >> 2 & 3)).flatten(1).any(dim=1)
-    rows = bad.nonzero()
-    return int(rows[0]) if len(rows) else None
 
 
 def _cells(linear: VerifiedLinear) -> tuple[str, ...]:

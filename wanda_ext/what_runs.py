@@ -8,40 +8,34 @@ from typing import Any
 import torch
 
 from wanda_ext.explain import explain
-from wanda_ext.linear import SparseLinear24
-from wanda_ext.report import LinearReport, PruneReport
+from wanda_ext.formats import named_format
+from wanda_ext.report import PruneReport
 
 TOKENS = (1, 8, 2048)  # rows a call: decoding, a small batch of it, a prompt
 
 
-def what_runs(
-    report: PruneReport, packed: bool, tokens: Sequence[int] = TOKENS
-) -> list[dict[str, Any]]:
+def what_runs(report: PruneReport, tokens: Sequence[int] = TOKENS) -> list[dict[str, Any]]:
     """A row a shape and number of rows: what runs, why, and the dispatch table's times (or None).
 
-    packed: whether 2:4 linears are saved packed. For the GPU that torch would use, else the CPU.
+    For the linears as they were saved, on the GPU that torch would use, else on the CPU.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    counts: dict[tuple[tuple[int, int], str, bool], int] = {}
+    counts: dict[tuple[tuple[int, int], str, str], int] = {}
     for line in report.linears:
-        key = (line.shape, line.dtype, packed and becomes_packed(line))
+        key = (line.shape, line.dtype, line.stored)
         counts[key] = counts.get(key, 0) + 1
     rows: list[dict[str, Any]] = []
-    for (shape, dtype, sparse), count in counts.items():
+    for (shape, dtype, stored), count in counts.items():
         about = {"shape": list(shape), "dtype": dtype, "linears": count}
-        if not sparse:
+        if not stored:
             dense = {"path": "dense", "why": "torch's dense product: it is not packed"}
             rows.append({**about, "m": None, **dense, "packed_us": None, "dense_us": None})
             continue
         n, k = shape
-        empty = SparseLinear24(k, n, False, device=device, dtype=getattr(torch, dtype))
+        kind = named_format(stored)
+        empty = kind(k, n, False, device=device, dtype=getattr(torch, dtype))
         for m in tokens:
             told = explain(empty, m)
             times = {"packed_us": told.packed_us, "dense_us": told.dense_us}
             rows.append({**about, "m": m, "path": told.path, "why": told.why, **times})
     return rows
-
-
-def becomes_packed(line: LinearReport) -> bool:
-    """Whether a linear of the report has the pattern and the shape that can be packed."""
-    return line.status == "pruned" and line.asked == "2:4" and line.shape[1] % 16 == 0

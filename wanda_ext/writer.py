@@ -10,17 +10,17 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from wanda_ext import ops
-from wanda_ext.checkpoint import PACKED, stay_dense
+from wanda_ext.checkpoint import PACKED, check_some_packed, stay_dense
 from wanda_ext.conversion import Made, as_saved
 from wanda_ext.convert import copy_other_files, write_json
-from wanda_ext.linear import pack
+from wanda_ext.formats import FORMATS, pack, stored_linears
+from wanda_ext.linear_bitmap import LOOKED_AT, looks_dense
+from wanda_ext.packed_linear import PackedLinear
 from wanda_ext.quantizer import WandaExtConfig
 from wanda_ext.reader import INDEX
 from wanda_ext.shards import Stored, stored_tensors, write_shard
 from wanda_ext.skeleton import Skeleton
 
-LOOKED_AT = 64  # first rows that tell most weights which are not 2:4
 Entry = dict[str, Any]  # of the journal: what a file holds
 
 
@@ -52,11 +52,11 @@ class Output:
         """The tensors of a block that was written, dense."""
         stored = stored_tensors([self._folder / entry["file"]])
         read: dict[str, Callable[[], Tensor]] = {name: one.read for name, one in stored.items()}
-        for name in stored if entry["packed"] else ():
-            if name.endswith(".meta"):
-                weight = f"{name.removesuffix('.meta')}.weight"
-                read[weight] = partial(_unpacked, stored[weight], stored[name])
-                del read[name]
+        for kind in FORMATS if entry["packed"] else ():
+            for name, parts in stored_linears(stored, kind).items():
+                for short in parts:
+                    del read[f"{name}.{short}"]
+                read[f"{name}.weight"] = partial(_unpacked, kind, parts)
         tensors = self._skeleton.loaded(read)
         for name in entry["packed"]:
             if isinstance(self._linears[name], Conv1D):
@@ -70,10 +70,8 @@ class Output:
         copy_other_files(self._skeleton.folder, self._folder)
         parameters = model.num_parameters()
         if self._packed:
-            config = self._quantization_config(entries)
-            model.config.quantization_config = config
-            shapes = (self._linears[name].weight.numel() for name in config.modules)
-            parameters -= sum(count // 2 for count in shapes)
+            model.config.quantization_config = self._quantization_config(entries)
+            parameters += sum(entry["parameters"] for entry in entries)
         model.config.save_pretrained(self._folder)
         total = sum(entry["bytes"] for entry in entries)
         layout = {name: entry["file"] for entry in entries for name in entry["names"]}
@@ -83,41 +81,49 @@ class Output:
     def _write(self, number: int, tensors: Mapping[str, Tensor | Stored | Made]) -> Entry:
         file = f"model-{number + 1:05d}-of-{len(self._blocks) + 1:05d}.safetensors"
         kept: dict[str, Tensor | Stored | Made] = dict(tensors)
-        packed, dense = [], {}
+        packed: dict[str, tuple[str, dict[str, int]]] = {}
+        dense, parameters = {}, 0
         for name in self._linears if self._packed else ():
             if f"{name}.weight" in kept and name not in self._reasons:
                 try:
-                    values, meta = self._pack(name, kept[f"{name}.weight"])
+                    kind, made = self._pack(name, kept[f"{name}.weight"])
                 except ValueError as reason:
                     dense[name] = str(reason)
                 else:
-                    kept[f"{name}.weight"], kept[f"{name}.meta"] = values, meta
-                    packed.append(name)
+                    kept |= {f"{name}.{short}": tensor for short, tensor in made.items()}
+                    packed[name] = kind.FORMAT, kind.options(made)
+                    parameters -= self._linears[name].weight.numel()
+                    parameters += sum(t.numel() for s, t in made.items() if s in kind.PARAMETERS)
         saved = as_saved(self._skeleton.model, kept)
         size = write_shard(self._folder / file, saved)
-        return {"file": file, "bytes": size, "names": list(saved), "packed": packed, "dense": dense}
+        names = list(saved)
+        told = {"packed": packed, "dense": dense, "parameters": parameters}
+        return {"file": file, "bytes": size, "names": names, **told}
 
-    def _pack(self, name: str, weight: Tensor | Stored | Made) -> tuple[Tensor, Tensor]:
+    def _pack(
+        self, name: str, weight: Tensor | Stored | Made
+    ) -> tuple[type[PackedLinear], dict[str, Tensor]]:
         turned = isinstance(self._linears[name], Conv1D)
         if isinstance(weight, Stored) and not turned:
-            pack(weight.read(LOOKED_AT))
+            first = weight.read(LOOKED_AT)
+            if looks_dense(first):
+                pack(first)  # raises what it would for all of it
         if not isinstance(weight, Tensor):
             weight = weight.read()
         return pack((weight.T if turned else weight).cpu())
 
     def _quantization_config(self, entries: list[Entry]) -> WandaExtConfig:
         """As swap_linears would have it. Raises ValueError where nothing could be packed."""
+        found = {name: tuple(one) for entry in entries for name, one in entry["packed"].items()}
         outcome = {name: reason for entry in entries for name, reason in entry["dense"].items()}
-        outcome |= dict.fromkeys((name for entry in entries for name in entry["packed"]), PACKED)
+        outcome |= dict.fromkeys(found, PACKED)
         outcome = {name: self._reasons.get(name) or outcome[name] for name in self._linears}
-        packed = [name for name, what in outcome.items() if what == PACKED]
-        if not packed:
-            shown = "; ".join(f"{name}: {reason}" for name, reason in list(outcome.items())[:3])
-            raise ValueError(f"no linear can be packed ({shown})")
+        packed = {name: found[name] for name, what in outcome.items() if what == PACKED}
+        check_some_packed(outcome)
         turned = [name for name in packed if isinstance(self._linears[name], Conv1D)]
         dense = {name: reason for name, reason in outcome.items() if reason != PACKED}
-        return WandaExtConfig(packed, turned, dense)
+        return WandaExtConfig.of(packed, turned, dense)
 
 
-def _unpacked(values: Stored, meta: Stored) -> Tensor:
-    return ops.unpack_24(values.read(), meta.read())
+def _unpacked(kind: type[PackedLinear], stored: Mapping[str, Stored]) -> Tensor:
+    return kind.unpack({short: one.read() for short, one in stored.items()})

@@ -1,0 +1,79 @@
+"""The formats of packed linears, in the order in which they are tried."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from wanda_ext.directory import TensorHeader
+from wanda_ext.linear import SparseLinear24
+from wanda_ext.linear_bitmap import LOOKED_AT, SparseLinearBitmap
+from wanda_ext.packed_linear import PackedLinear, check_in_memory
+from wanda_ext.shards import DTYPES, Stored
+from wanda_ext.sparsity import NM, Sparsity
+
+Header = TypeVar("Header", TensorHeader, Stored)
+FORMATS: tuple[type[PackedLinear], ...] = (SparseLinear24, SparseLinearBitmap)
+
+
+def pack(
+    weight: Tensor, refused: Mapping[type[PackedLinear], str] | None = None
+) -> tuple[type[PackedLinear], dict[str, Tensor]]:
+    """The first format that a weight [n, k] fits, and its tensors in it.
+
+    refused: why not to use a format, "" where it may be used. Raises ValueError with a clause about
+    the weight, for the caller to put after a module's name; a format that it fits, by its
+    first rows, but which is refused has the last word.
+    """
+    check_in_memory(weight)
+    weight = weight.detach()
+    reasons, told = [], ""
+    for kind in FORMATS:
+        why = refused.get(kind, "") if refused else ""
+        try:
+            tensors = kind.pack(weight[:LOOKED_AT] if why else weight)
+        except ValueError as reason:
+            reasons.append(str(reason))
+        else:
+            if not why:
+                return kind, tensors
+            told = told or "; ".join([*reasons, why])
+    raise ValueError(told or "; ".join(reasons))
+
+
+def fewest_bytes(sparsity: Sparsity | None, n: int, k: int, itemsize: int) -> int:
+    """Of a weight [n, k] that is pruned so, in the format that it will fit, without a surplus."""
+    is_24 = sparsity == NM(2, 4) and k % 16 == 0
+    kind: type[PackedLinear] = SparseLinear24 if is_24 else SparseLinearBitmap
+    return kind.nbytes_of(n, k, itemsize)
+
+
+def named_format(name: str) -> type[PackedLinear]:
+    return next(kind for kind in FORMATS if name == kind.FORMAT)
+
+
+def stored_linears(
+    headers: Mapping[str, Header], kind: type[PackedLinear]
+) -> dict[str, dict[str, Header]]:
+    """The packed linears of one format among stored tensors: name -> its tensors, by short name."""
+    sign, dtype, dims = kind.SIGN
+    names = [
+        name.removesuffix(f".{sign}")
+        for name, header in headers.items()
+        if name.endswith(f".{sign}") and _dtype(header) == dtype and len(header.shape) == dims
+    ]
+    return {
+        name: {
+            short: headers[f"{name}.{short}"]
+            for short in kind.TENSORS
+            if f"{name}.{short}" in headers
+        }
+        for name in names
+    }
+
+
+def _dtype(header: TensorHeader | Stored) -> torch.dtype | None:
+    return DTYPES.get(header.dtype) if isinstance(header, TensorHeader) else header.stored
