@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from families import build
-from models import batches_of_two, changed, padded_batches, tiny_model, weights_of
+from models import batches_of_two, changed, padded_batches, tiny_model, token_ids, weights_of
 
 import wanda_ext
 from wanda_ext.block_errors import block_errors
@@ -135,3 +135,13 @@ def test_fused_experts_are_one_unit():
     assert len(experts) == 1 and len(names) == 5
     found = block_errors(model, dense, pair_blocks(model, dense), batches_of_two(), progress=False)
     assert 0 < found[0].linears[experts[0]] < 1
+
+
+def test_models_that_compute_otherwise_are_no_twins():
+    model, dense = tiny_model(), tiny_model()
+    dense.model.layers[1].mlp.act_fn = torch.nn.ReLU()  # of the same weights
+    told = r"not of one architecture: model\.layers\.1\.mlp\.act_fn is SiLU.* and ReLU in dense"
+    with pytest.raises(ValueError, match=told):
+        pair_blocks(model, dense)
+    with pytest.raises(ValueError, match="not of one architecture"):
+        wanda_ext.repair(model, dense, token_ids())

@@ -148,7 +148,7 @@ def test_what_cannot_be_packed_is_refused_before_work(
 ) -> None:
     monkeypatch.setattr(wanda_ext, "prune_model", lambda *_, **__: pytest.fail("pruned first"))
     assert prune(saved, tmp_path / "out", "--sparsity", "20%", "--packed", "--gate") == 1
-    assert "at least 30% is pruned" in one_line(capsys)
+    assert "at least 30% is pruned can be packed" in one_line(capsys)
     assert list(tmp_path.iterdir()) == []
 
 

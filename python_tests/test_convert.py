@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from transformers import AutoModelForCausalLM
 from wanda_ext.checkpoint import save_pretrained, swap_linears
 from wanda_ext.convert import convert
 from wanda_ext.directory import MARKER
+from wanda_ext.formats import pack
 from wanda_ext.reader import INDEX
 
 
@@ -189,3 +191,13 @@ def test_unknown_architecture_says_what_to_do(packed, tmp_path):
     edit_json(tmp_path / "dense" / "config.json", architectures=["OwnForCausalLM"])
     with pytest.raises(ValueError, match=r"no architecture 'OwnForCausalLM'; load the model and"):
         convert(tmp_path / "dense", tmp_path / "out", "packed")
+
+
+def test_each_linear_is_packed_twice_to_look_and_to_write(tmp_path, monkeypatch):
+    model = wide_model("50%")
+    save_pretrained(model, tmp_path / "dense")
+    packed: list[torch.Tensor] = []
+    module = sys.modules["wanda_ext.convert"]  # the package's attribute is the function
+    monkeypatch.setattr(module, "pack", lambda w: packed.append(w) or pack(w))
+    outcome = convert(tmp_path / "dense", tmp_path / "packed")
+    assert len(packed) <= 2 * len(outcome)

@@ -13,9 +13,10 @@ from op_cases import bits
 from torch import nn
 
 from wanda_ext.directory import TensorHeader
-from wanda_ext.formats import FORMATS, named_format, pack, stored_linears
+from wanda_ext.formats import FORMATS, expected_bytes, named_format, pack, stored_linears
 from wanda_ext.linear import SparseLinear24
 from wanda_ext.linear_bitmap import SparseLinearBitmap, looks_dense, surplus_of
+from wanda_ext.sparsity import NM, parse_sparsity
 
 NOT_24 = r"not 2:4: row 0, columns \d+ to \d+ hold [34] non-zeros"
 SLOW = {SparseLinear24: "24 is slow", SparseLinearBitmap: "bitmap is slow"}
@@ -210,3 +211,18 @@ def test_the_first_rows_tell_what_was_not_pruned():
     weight[0, 0] = 1
     assert looks_dense(weight)
     assert not looks_dense(torch.ones(0, 40))
+
+
+@pytest.mark.parametrize("itemsize", [2, 4])
+@pytest.mark.parametrize("sparsity", ["2:4", "4:8", "16:32", "5:8", "9:16", 0.5, 0.4, 0.31, 0.7])
+def test_bytes_are_expected_before_the_prune(sparsity, itemsize):
+    torch.manual_seed(0)
+    dtype = torch.bfloat16 if itemsize == 2 else torch.float32
+    linear = nn.Linear(1024, 512, bias=False, dtype=dtype)
+    prune_to(linear, sparsity)
+    asked = parse_sparsity(sparsity)
+    _, tensors = pack(linear.weight)
+    told = expected_bytes(asked, 512, 1024, itemsize)
+    nbytes = sum(tensor.nbytes for tensor in tensors.values())
+    exact = isinstance(asked, NM)
+    assert told == pytest.approx(nbytes, rel=0 if exact else 0.02)

@@ -113,7 +113,7 @@ def test_shapes_and_bytes(sparsity, share):
     assert holds.weight.shape == (32, 8, 1024) and not holds.weight.requires_grad
     assert holds.mask.shape == (32, 8, 64) and holds.mask.dtype == torch.int32
     assert holds.shape.tolist() == [512, 1024] and holds.shape.dtype == torch.int64
-    options = holds.options_now()
+    options = holds.options(holds.tensors())
     assert bool(options) == (sparsity == 0.5)
     assert bytes_of(holds) == SparseLinearBitmap.nbytes_of(512, 1024, 2, **options)
     assert bytes_of(holds) <= share * 2 * 512 * 1024
@@ -197,7 +197,7 @@ def test_gradients_reach_input_and_bias(sparsity):
 @pytest.mark.parametrize("sparsity", BOTH)
 def test_loads_by_assignment_from_the_meta_device(sparsity):
     holds = packed(sparsity)
-    empty = SparseLinearBitmap.shaped_like(dense(sparsity), **holds.options_now())
+    empty = SparseLinearBitmap.shaped_like(dense(sparsity), **holds.options(holds.tensors()))
     assert all(tensor.is_meta for tensor in empty.state_dict().values())
     empty.load_state_dict(holds.state_dict(), assign=True)
     assert torch.equal(empty.dense_weight(), holds.dense_weight())

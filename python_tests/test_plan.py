@@ -8,7 +8,9 @@ from models import Block, Toy, changed, tiny_model, token_ids, weights_of
 from torch import nn
 
 from wanda_ext.blocks import linears_of
+from wanda_ext.plan import PlannedBlock, PlannedLinear, check_packable
 from wanda_ext.prune import prune_model
+from wanda_ext.sparsity import parse_sparsity
 
 QUIET = {"swap": False, "progress": False}
 UP = "model.layers.1.mlp.up_proj"
@@ -61,7 +63,7 @@ def test_what_cannot_be_packed_is_refused_before_any_block():
     before = weights_of(model)
     for linear in linears_of(model).values():  # as if another program watched them
         linear.register_forward_hook(lambda *_: None)
-    with pytest.raises(ValueError, match=r"swap=True can pack no linear \(.*q_proj: carries hooks"):
+    with pytest.raises(ValueError, match=r"no linear can be packed \(.*q_proj: carries hooks"):
         prune_model(model, token_ids(), "2:4", swap=True)
     assert changed(model, before) == []
     narrow = Toy([Block()])
@@ -75,8 +77,8 @@ def test_what_cannot_be_packed_is_refused_before_any_block():
     ("sparsity", "told"),
     [
         ("16:32", r"self_attn\.q_proj: a bitmap of \[64, 64\] takes 17424 bytes, dense 16384"),
-        (0.5, r"self_attn\.q_proj: a bitmap of \[64, 64\] takes 17424 bytes, dense 16384"),
-        ("3:4", r"self_attn\.q_proj becomes 3:4: prune more, or pass swap=False"),
+        (0.5, r"self_attn\.q_proj: a bitmap of \[64, 64\] takes 18542 bytes, dense 16384"),
+        ("3:4", r"self_attn\.q_proj becomes 3:4: prune more, or do not ask for packing"),
         ({"*.q_proj": "2:4", "*.up_proj": 0.2}, r"up_proj becomes 20%: prune more"),
     ],
 )
@@ -86,6 +88,33 @@ def test_patterns_that_cannot_be_packed_are_refused_before_any_block(sparsity, t
     with pytest.raises(ValueError, match=told):
         prune_model(model, token_ids(), sparsity, swap=True, ignore="*.down_proj", progress=False)
     assert changed(model, before) == []
+
+
+@pytest.mark.parametrize(
+    ("shape", "sparsity", "told"),
+    [
+        (
+            (512, 160),
+            0.31,
+            "a bitmap of .512, 160. takes ",
+        ),  # the surplus is what makes it too large
+        ((512, 160), 0.69, ""),
+        ((16, 70000), 0.5, "its 70000 columns are over 65536"),
+        ((16, 70000), "8:16", ""),
+        ((16, 70016), "2:4", ""),
+    ],
+)
+def test_what_a_surplus_forbids_is_known_before(shape, sparsity, told):
+    n, k = shape
+    block = nn.Module()
+    block.linear = nn.Linear(k, n, dtype=torch.bfloat16, device="meta")
+    linear = PlannedLinear("linear", block.linear, parse_sparsity(sparsity), "planned")
+    plan = [PlannedBlock("block", block, {"linear": linear})]
+    if told:
+        with pytest.raises(ValueError, match=rf"no linear can be packed \(linear: {told}"):
+            check_packable(block, plan)
+    else:
+        check_packable(block, plan)
 
 
 def test_one_linear_that_can_be_packed_is_enough():

@@ -214,7 +214,7 @@ def test_links_of_the_hub_cache_are_followed(src: Path, tmp_path: Path) -> None:
     ("options", "told"),
     [
         ({"states": "disk"}, "'memory' or 'files'"),
-        ({"sparsity": 0.2, "packed": True}, "at least 30% is pruned"),
+        ({"sparsity": 0.2, "packed": True}, "at least 30% is pruned can be packed"),
         ({"ignore": ["*.none"]}, r"\*\.none"),
         ({"sparsity": wanda_ext.Owl(0.5)}, "Owl measures .*prune_model"),
         ({"device": "nowhere"}, "cannot be used here"),

@@ -146,7 +146,7 @@ OUTSIDE = "has a surplus that points outside of the weight"
         (_set("surplus_rows", 7, 0), OUTSIDE),
         (_set("surplus_rows", -1, 1 << 20), OUTSIDE),
         (_set("surplus_rows", -1, 7), OUTSIDE),
-        (_set("shape", 1, 511), "holds a weight of shape [256, 511]"),
+        (_set("shape", 1, 511), "holds a weight of shape [256, 511], its module one of [256, 512]"),
         (_set("surplus_values", 5, float("inf")), "has 1 NaN or infinite weights"),
     ],
 )
@@ -165,3 +165,12 @@ def test_a_bitmap_that_contradicts_its_report():
     assert verify(other, PruneReport([linear])).problems == (
         f"{DOWN} is not 16:32, which it was pruned to",
     )
+
+
+def test_a_dtype_that_no_kernel_reads_and_an_empty_linear():
+    model = nn.ModuleDict(
+        {"wide": wide_swapped("16:32").get_submodule(DOWN), "empty": nn.Linear(8, 0)}
+    )
+    found = verify(model.double())
+    assert found.problems == ("wide is torch.float64, which no kernel reads",)
+    assert "0x8" in str(found)

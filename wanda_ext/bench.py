@@ -170,7 +170,10 @@ def _problems(
     else:
         found = [(torch.bfloat16, *_shape(pair)) for pair in model_or_shapes]
     if not found:
-        raise ValueError("tune: nothing to measure: no linear that could be packed, no shape")
+        raise ValueError(
+            "tune: nothing to measure: no linear that is 2:4 or dense, no shape; bitmaps have one "
+            "kernel, which is not timed"
+        )
     problems = list(dict.fromkeys((dtype or own, n, k) for own, n, k in found))
     able = [problem for problem in problems if name_of(problem[0]) in DTYPES]
     if not able:

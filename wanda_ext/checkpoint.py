@@ -177,11 +177,13 @@ def check_some_packed(outcome: Mapping[str, str], where: str = "") -> None:
     """Raises ValueError, after `where`, if no linear of name -> "packed" or why not is packed."""
     if PACKED not in outcome.values():
         shown = "; ".join(f"{name}: {reason}" for name, reason in list(outcome.items())[:3])
-        raise ValueError(
-            f"{where}none of the {len(outcome)} linears can be packed ({shown}"
-            f"{'; ...' if len(outcome) > 3 else ''}). Packing needs pruned weights: prune the "
-            'model first, with sparsity="2:4", "16:32" or 0.5'
-        )
+        told = f"{where}none of the {len(outcome)} linears can be packed ({shown}"
+        told += f"{'; ...' if len(outcome) > 3 else ''})"
+        if any("not pruned" in reason for reason in outcome.values()):
+            told += (
+                '. Packing needs pruned weights: prune first, with sparsity="2:4", "16:32" or 0.5'
+            )
+        raise ValueError(told)
 
 
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:

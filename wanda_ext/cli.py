@@ -92,7 +92,7 @@ def _skeleton(name: str) -> Any:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="wanda-ext", description="Prunes language models, packs them 2:4, measures them."
+        prog="wanda-ext", description="Prunes language models, packs them, measures them."
     )
     parser.add_argument("--version", action="version", version=wanda_ext.__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")

@@ -195,6 +195,7 @@ def _write(checkpoint: Checkpoint, conversion: _Conversion, folder: Path) -> Non
     headers = checkpoint.headers
     parameters = -sum(headers[name].numel for name in conversion.parameters if name in headers)
     for file, names in sorted(shards.items()):
+        names.sort(key=lambda name: name.rpartition(".")[0])  # a linear is packed once
         tensors = {name: conversion.tensor(name) for name in names}
         save_file(tensors, folder / file, file_metadata)
         total_size += sum(tensor.nbytes for tensor in tensors.values())

@@ -14,7 +14,7 @@ from wanda_ext.fuse import FusedLinear24
 from wanda_ext.linear import SparseLinear24
 from wanda_ext.linear_bitmap import SparseLinearBitmap
 
-BITMAP_TOKENS = 16  # kMaxBitmapTokens in csrc/core/cuda/linear_bitmap.h
+BITMAP_TOKENS = 16  # kMaxBitmapTokens in csrc/include/wanda_ext/ops.h
 
 
 @dataclass(frozen=True)

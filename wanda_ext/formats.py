@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import comb
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from wanda_ext.bitmap_checks import RECORD, ROOM
 from wanda_ext.directory import TensorHeader
 from wanda_ext.linear import SparseLinear24
 from wanda_ext.linear_bitmap import LOOKED_AT, SparseLinearBitmap
@@ -44,11 +46,24 @@ def pack(
     raise ValueError(told or "; ".join(reasons))
 
 
-def fewest_bytes(sparsity: Sparsity | None, n: int, k: int, itemsize: int) -> int:
-    """Of a weight [n, k] that is pruned so, in the format that it will fit, without a surplus."""
-    is_24 = sparsity == NM(2, 4) and k % 16 == 0
-    kind: type[PackedLinear] = SparseLinear24 if is_24 else SparseLinearBitmap
-    return kind.nbytes_of(n, k, itemsize)
+def expected_bytes(sparsity: Sparsity | None, n: int, k: int, itemsize: int) -> int:
+    """Of a weight [n, k] that will be pruned so, in the format that it will fit.
+
+    Exact where all records hold as many, else for non-zeros that lie as if drawn by lot.
+    """
+    if sparsity == NM(2, 4) and k % 16 == 0:
+        return SparseLinear24.nbytes_of(n, k, itemsize)
+    over = 0.0  # of a record
+    if isinstance(sparsity, NM) and RECORD % sparsity.group == 0:
+        over = max(0, RECORD // sparsity.group * sparsity.keep - ROOM)
+    elif sparsity is not None:
+        kept = sparsity.keep_fraction
+        over = sum(
+            (count - ROOM) * comb(RECORD, count) * kept**count * (1 - kept) ** (RECORD - count)
+            for count in range(ROOM + 1, RECORD + 1)
+        )
+    surplus = round(over * n * k / RECORD)
+    return SparseLinearBitmap.nbytes_of(n, k, itemsize, surplus=surplus)
 
 
 def named_format(name: str) -> type[PackedLinear]:

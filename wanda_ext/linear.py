@@ -71,8 +71,12 @@ class SparseLinear24(Product24, PackedLinear):
         return f"weight is {stored}, its metadata of shape {[rows, words]}"
 
     def problem(self) -> str:
+        return self.problem_in({"meta": self.meta_in(0)})
+
+    @classmethod
+    def problem_in(cls, tensors: Mapping[str, Tensor]) -> str:
         """Whether the two columns of each group of four ascend."""
-        meta = self.meta_in(0)
+        meta = tensors["meta"]
         nibbles = meta[..., None] >> torch.arange(0, 16, 4, device=meta.device, dtype=meta.dtype)
         bad = ((nibbles & 3) >= (nibbles >> 2 & 3)).flatten(1).any(dim=1).nonzero()
         return f"has invalid metadata in row {int(bad[0])}" if len(bad) else ""

@@ -127,6 +127,6 @@ def check_input(op: str, x: Tensor, k: int, bias: Tensor | None, n: int, values:
         check_dense(op, "bias", bias, (values.dtype,), (n,), values)
 
 
-def check_frozen(op: str, values: Tensor) -> None:
-    if values.requires_grad and torch.is_grad_enabled():
+def check_frozen(op: str, *packed: Tensor | None) -> None:
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in packed):
         refuse(op, "values: packed weights have no gradient; unpack them to train, or freeze them")

@@ -239,7 +239,7 @@ def linear_bitmap(
     check_input(op, x, x.shape[-1], bias, n, values)
     surplus = surplus_rows, surplus_columns, surplus_values
     check_surplus(op, *surplus, n, x.shape[-1], values)
-    check_frozen(op, values)
+    check_frozen(op, values, surplus_values)
     y: Tensor = _kernels.linear_bitmap(x, values, mask, n, bias, *surplus)
     return y
 

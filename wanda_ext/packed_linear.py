@@ -31,6 +31,7 @@ class PackedLinear(nn.Module):
     FORMAT: ClassVar[str]
     TENSORS: ClassVar[tuple[str, ...]]  # "weight" first; those of no use to a weight are absent
     PARAMETERS: ClassVar[tuple[str, ...]] = ("weight",)  # those of them that count as such
+    CHECKED_WHEN_LOADED: ClassVar[bool] = False  # by `problem`, as kernels would differ on it
     SIGN: ClassVar[tuple[str, torch.dtype, int]]  # the tensor that tells it: name, dtype, dims
 
     weight: nn.Parameter
@@ -63,6 +64,11 @@ class PackedLinear(nn.Module):
     @classmethod
     def damage(cls, headers: Mapping[str, TensorHeader]) -> str:
         """Why stored tensors cannot be one linear, in a clause; "" where they can."""
+        raise NotImplementedError
+
+    @classmethod
+    def problem_in(cls, tensors: Mapping[str, Tensor]) -> str:
+        """What is wrong with what a file holds, in a clause; "" where it is a weight."""
         raise NotImplementedError
 
     @classmethod
@@ -104,10 +110,10 @@ class PackedLinear(nn.Module):
         packed.reorder_()
         return packed
 
-    def options_now(self) -> dict[str, int]:
-        """The `options` of this module."""
+    def tensors(self) -> dict[str, Tensor]:
+        """What is packed, by name, without the bias."""
         tensors = {name: getattr(self, name, None) for name in self.TENSORS}
-        return self.options({name: t for name, t in tensors.items() if t is not None})
+        return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
     def dense_weight(self) -> Tensor:
         """The weight [n, k], unpacked."""
@@ -134,7 +140,7 @@ class PackedLinear(nn.Module):
         return self
 
     def problem(self) -> str:
-        """What is wrong with what is packed, in a clause; "" where it is a weight."""
+        """What is wrong with what is packed here, in a clause; "" where it is a weight."""
         raise NotImplementedError
 
 

@@ -18,8 +18,9 @@ from wanda_ext.blocks import (
 )
 from wanda_ext.checkpoint import stay_dense
 from wanda_ext.experts import ExpertSlice
-from wanda_ext.formats import fewest_bytes
-from wanda_ext.sparsity import Sparsity, SparsitySpec, check_globs, matches, sparsity_for
+from wanda_ext.formats import expected_bytes
+from wanda_ext.op_checks import MAX_SURPLUS_COLS
+from wanda_ext.sparsity import NM, Sparsity, SparsitySpec, check_globs, matches, sparsity_for
 
 MOST_KEPT = 0.7  # of a weight: packed, more would take about as many bytes as dense
 
@@ -110,25 +111,28 @@ def check_packable(model: nn.Module, plan: Iterable[PlannedBlock]) -> None:
     for linear in targets:
         if linear.sparsity is not None and linear.sparsity.keep_fraction > MOST_KEPT:
             raise ValueError(
-                f"swap=True packs linears of which at least {1 - MOST_KEPT:.0%} is pruned, and "
-                f"{linear.name} becomes {linear.sparsity}: prune more, or pass swap=False"
+                f"only linears of which at least {1 - MOST_KEPT:.0%} is pruned can be packed, and "
+                f"{linear.name} becomes {linear.sparsity}: prune more, or do not ask for packing"
             )
     reasons = stay_dense(model)
     reasons |= {one.name: "fused experts stay dense" for one in targets if one.is_expert}
-    small = {one.name: _too_small(one) for one in targets if one.name not in reasons}
+    small = {one.name: _cannot_fit(one) for one in targets if one.name not in reasons}
     reasons |= {name: why for name, why in small.items() if why}
     if all(one.name in reasons for one in targets):
         name = targets[0].name
         raise ValueError(
-            f"swap=True can pack no linear ({name}: {reasons[name]}; ...): pass swap=False"
+            f"no linear can be packed ({name}: {reasons[name]}; ...): do not ask for packing"
         )
 
 
-def _too_small(linear: PlannedLinear) -> str:
-    """Why a linear cannot be packed however it is pruned, in a clause; "" where it may be."""
+def _cannot_fit(linear: PlannedLinear) -> str:
+    """Why a linear cannot be packed when it is pruned, in a clause; "" where it most likely can."""
     n, k = weight_shape(linear.module)
     itemsize = weight_of(linear.module).element_size()
-    nbytes = fewest_bytes(linear.sparsity, n, k, itemsize)
-    if nbytes < n * k * itemsize:
-        return ""
-    return f"a bitmap of [{n}, {k}] takes {nbytes} bytes, dense {n * k * itemsize}"
+    nbytes = expected_bytes(linear.sparsity, n, k, itemsize)
+    if nbytes >= n * k * itemsize:
+        return f"a bitmap of [{n}, {k}] takes {nbytes} bytes, dense {n * k * itemsize}"
+    is_exact = isinstance(linear.sparsity, NM) and linear.sparsity.fits_records
+    if k > MAX_SURPLUS_COLS and not is_exact:
+        return f"its {k} columns are over {MAX_SURPLUS_COLS}, the most with a surplus"
+    return ""

@@ -12,7 +12,7 @@ from wanda_ext.blocks import preserved, weight_of, weight_shape
 from wanda_ext.calibration import Batch
 from wanda_ext.capture import PROBE_TOKENS, GlueError
 from wanda_ext.conversion import Made
-from wanda_ext.formats import fewest_bytes
+from wanda_ext.formats import expected_bytes
 from wanda_ext.meta_model import IN_MEMORY, NamesError
 from wanda_ext.plan import PlannedBlock, PlannedLinear
 from wanda_ext.skeleton import Skeleton
@@ -127,7 +127,7 @@ def _packed_less(linear: PlannedLinear) -> int:
         return 0
     n, k = weight_shape(linear.module)
     itemsize = weight_of(linear.module).element_size()
-    return max(0, n * k * itemsize - fewest_bytes(linear.sparsity, n, k, itemsize))
+    return max(0, n * k * itemsize - expected_bytes(linear.sparsity, n, k, itemsize))
 
 
 def _gram_bytes(block: PlannedBlock) -> int:

@@ -44,6 +44,11 @@ class WandaExtConfig(QuantizationConfigMixin):
         bitmap: Mapping[str, int] | None = None,
         **_: Any,
     ) -> None:
+        if not _is_bitmap(bitmap):
+            raise ValueError(
+                "wanda_ext: the quantization_config has a `bitmap` that is not names and numbers "
+                f"of non-zeros ({str(bitmap)[:60]}); its config.json is damaged"
+            )
         if format_version not in (None, FIRST, BITMAPS):
             raise ValueError(
                 f"wanda_ext: the packed checkpoint has format_version {format_version!r}, this "
@@ -85,6 +90,14 @@ class WandaExtConfig(QuantizationConfigMixin):
         for name, surplus in getattr(self, "bitmap", {}).items():
             found[name] = "bitmap", {"surplus": surplus} if surplus else {}
         return found
+
+
+def _is_bitmap(entry: Any) -> bool:
+    return entry is None or (
+        isinstance(entry, Mapping)
+        and all(isinstance(name, str) for name in entry)
+        and all(type(count) is int and count >= 0 for count in entry.values())
+    )
 
 
 @register_quantizer(QUANT_METHOD)
@@ -129,10 +142,17 @@ class WandaExtQuantizer(HfQuantizer):
                     break
 
     def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
-        for module in packed_linears(model).values():
-            for name, parameter in module.named_parameters(recurse=False):
-                if name in module.PARAMETERS:
+        for name, module in packed_linears(model).items():
+            for short, parameter in module.named_parameters(recurse=False):
+                if short in module.PARAMETERS:
                     parameter.requires_grad_(False)
+            if module.CHECKED_WHEN_LOADED and not module.weight.is_meta:
+                problem = module.problem()
+                if problem:
+                    raise ValueError(
+                        f"wanda_ext: {name} {problem}: the checkpoint is damaged, or its "
+                        "config.json is of another model; copy or download it again"
+                    )
             module.reorder_()
         attach(model, self.quantization_config.dense)  # by the names they have in this model
         return model
@@ -204,7 +224,7 @@ def attach(model: Any, dense: Mapping[str, str]) -> None:
             model.hf_quantizer.remove_quantization_config(model)
         return
     transposed = [name for name, module in packed.items() if issubclass(module.dense_class, Conv1D)]
-    formats = {n: (module.FORMAT, module.options_now()) for n, module in packed.items()}
+    formats = {n: (module.FORMAT, module.options(module.tensors())) for n, module in packed.items()}
     config = WandaExtConfig.of(formats, transposed, dense)
     model.config.quantization_config = config
     model.hf_quantizer = WandaExtQuantizer(config, pre_quantized=True)

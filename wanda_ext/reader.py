@@ -52,9 +52,14 @@ class Checkpoint:
         }
 
     def read_packed(self, name: str, kind: type[PackedLinear]) -> dict[str, Tensor]:
-        """The tensors of a packed linear, by their short names."""
+        """The tensors of a packed linear, by their short names. Raises ValueError where they are no
+        weight."""
         stored = stored_linears(self.headers, kind)[name]
-        return {short: self.read(f"{name}.{short}") for short in stored}
+        tensors = {short: self.read(f"{name}.{short}") for short in stored}
+        problem = kind.problem_in(tensors)
+        if problem:
+            raise ValueError(f"{self.folder}: {name} {problem}; copy or download it again")
+        return tensors
 
 
 def open_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:

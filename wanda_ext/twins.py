@@ -35,9 +35,18 @@ def twin_blocks(
                 f"model and dense are not of one architecture: {name} is {shapes[0]} in model and "
                 f"{shapes[1]} in dense; pass the model that this one was before the prune"
             )
-    found = find_blocks(model, blocks)
-    path = found[0][0].rpartition(".")[0]
-    return list(zip(found, find_blocks(dense, path), strict=True))
+    kinds = [{n: type(m).__name__ for n, m in one.named_modules()} for one in (model, dense)]
+    for name in (*kinds[0], *kinds[1]):
+        found = [of.get(name, "absent") for of in kinds]
+        if found[0] != found[1]:
+            raise ValueError(
+                f"model and dense are not of one architecture: {name or 'the whole'} is "
+                f"{found[0]} in model and {found[1]} in dense; pass the model that this one was "
+                "before the prune"
+            )
+    ours_blocks = find_blocks(model, blocks)
+    path = ours_blocks[0][0].rpartition(".")[0]
+    return list(zip(ours_blocks, find_blocks(dense, path), strict=True))
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from wanda_ext import ops
 from wanda_ext.blocks import is_transposed, weight_of, weight_shape
 from wanda_ext.experts import ExpertSlice, expert_slices
 from wanda_ext.inspection import follows, pattern_of
@@ -79,6 +80,8 @@ def _verified(name: str, module: Any, expected: LinearReport | None) -> Verified
 
     if module.weight.is_meta:
         return found("-", 0, "is not in memory (meta device)")
+    if packed and module.weight.dtype not in ops.FLOATS:
+        return found("-", 0, f"is {module.weight.dtype}, which no kernel reads")
     if packed:
         problem = module.problem()
         if problem:
@@ -105,4 +108,4 @@ def _verified(name: str, module: Any, expected: LinearReport | None) -> Verified
 def _cells(linear: VerifiedLinear) -> tuple[str, ...]:
     n, k = linear.shape
     stored = "packed" if linear.packed else "dense"
-    return linear.name, f"{n}x{k}", stored, linear.pattern, f"{linear.zeros / (n * k):.2%}"
+    return linear.name, f"{n}x{k}", stored, linear.pattern, f"{linear.zeros / max(n * k, 1):.2%}"

@@ -215,7 +215,8 @@ Status linear_bitmap(ConstMatrixView x, const void* values, const std::int32_t* 
   const std::int64_t n = y.cols;
   if (x.cols == 0) x.ld = 0;  // x.data may be null then
   if (Status status = check_linear_bitmap(x, values, mask, surplus, y); !status.ok()) return status;
-  if (Status status = check_surplus_entries(op, surplus, n, x.cols); !status.ok()) return status;
+  if (Status status = check_surplus_entries(op, surplus, n, x.cols, parallel); !status.ok())
+    return status;
   if (Status status = check_workspace(op, workspace); !status.ok()) return status;
   if (m == 0 || n == 0) return {};
 

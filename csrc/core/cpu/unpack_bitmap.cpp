@@ -82,7 +82,8 @@ Status unpack_bitmap(const void* values, const std::int32_t* mask, const Surplus
   if (Status status = check_bitmap(op, values, mask, weight.rows, weight.cols); !status.ok()) {
     return status;
   }
-  if (Status status = check_surplus_entries(op, surplus, weight.rows, weight.cols); !status.ok()) {
+  if (Status status = check_surplus_entries(op, surplus, weight.rows, weight.cols, parallel);
+      !status.ok()) {
     return status;
   }
   const std::int64_t row_tiles = weight.cols == 0 ? 0 : bitmap_row_tiles(weight.rows);

@@ -14,7 +14,7 @@
 // against the 1 1/8 of each row: groups of 32 rows for 4 tokens, 64 for 8 and 128 for 16 keep it
 // below a quarter of W.
 //
-// Memory: 1 1/8 bytes read a weight, 6 more a surplus entry. A shared group writes and reads 4
+// Memory: 1 1/8 bytes read a weight, 4 more a surplus entry. A shared group writes and reads 4
 // bytes an output and piece.
 #include <climits>
 
