@@ -116,7 +116,9 @@ def summary(cells: Iterable[dict[str, Any]]) -> dict[str, Any]:
         lowest = min(ratios, default=None)
         measured = {cell["m"] for cell in of_shape}
         reached = lowest >= LEAST_RATIO if measured >= FEW and lowest is not None else None
-        result[f"{n}x{k}"] = {"cells": len(ratios), "lowest": lowest, "reached": reached}
+        goal = lowest >= GOAL if reached is not None and lowest is not None else None
+        found = {"cells": len(ratios), "lowest": lowest, "reached": reached, "goal reached": goal}
+        result[f"{n}x{k}"] = found
     return result
 
 

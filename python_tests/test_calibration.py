@@ -70,6 +70,7 @@ def test_too_little_text(tokenizer):
         (TEXTS, {"seqlen": 0}, "seqlen must be a positive whole number, not 0"),
         (TEXTS, {"nsamples": 1.5}, "nsamples must be a positive whole number, not 1.5"),
         (TEXTS, {"batch_size": -1}, "batch_size must be"),
+        (TEXTS, {"seed": None}, "seed must be a whole number, not None"),
         (token_ids(2, 65), {}, "batch 0 has sequences of 65 tokens, over the limit of 64"),
         (token_ids(2, 33), {"seqlen": 32}, "33 tokens, over the limit of 32"),
         (token_ids(2, 32)[0], {}, r"must be \[nsamples, seqlen\], not \[32\]"),

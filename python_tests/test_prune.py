@@ -219,6 +219,8 @@ def test_swap_puts_packed_linears_in():
         ({"blocks": "model.blocks"}, ValueError, "is no ModuleList of this model"),
         ({"swap": 1}, ValueError, "swap must be 'auto', True or False, not 1"),
         ({"swap": True, "sparsity": 0.2}, ValueError, r"at least 30% .*q_proj becomes 20%"),
+        ({"ignore": 3}, TypeError, r"ignore must be a glob or several, .*, not 3"),
+        ({"ignore": ["*.q_proj", None]}, TypeError, "ignore must be a glob or several"),
         ({"tokens": ()}, ValueError, r"tokens must be row counts.*not \(\)"),
         ({"tokens": (0,)}, ValueError, "tokens must be row counts"),
         ({"tokens": 8}, ValueError, "tokens must be row counts"),

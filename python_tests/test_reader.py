@@ -174,3 +174,15 @@ def test_bitmaps_without_their_entry_are_told(mixed):
     edit_json(mixed / "config.json", quantization_config=None)
     with pytest.raises(ValueError, match=r"hold packed linears, but config\.json has no"):
         open_checkpoint(mixed)
+
+
+def test_a_mask_of_the_model_itself_is_no_bitmap(tmp_path):
+    folder = tmp_path / "dense"
+    model_24("llama").save_pretrained(folder)
+    save_pretrained(model_24("llama"), tmp_path / "packed", packed=True)
+    for path in (folder, tmp_path / "packed"):
+        tensors = load_file(path / "model.safetensors")
+        tensors["model.layers.0.self_attn.mask"] = torch.ones(1, 64, 64, dtype=torch.int32)
+        save_file(tensors, path / "model.safetensors")
+    assert open_checkpoint(folder).packed is None
+    assert len(open_checkpoint(tmp_path / "packed").packed_linears()) == 14

@@ -44,6 +44,8 @@ def calibration_batches(
     for name, value in (("nsamples", nsamples), ("seqlen", seqlen), ("batch_size", batch_size)):
         if value is not None and (not isinstance(value, int) or value < 1):
             raise ValueError(f"{name} must be a positive whole number, not {value!r}")
+    if not isinstance(seed, int):  # None would draw other windows every time
+        raise ValueError(f"seed must be a whole number, not {seed!r}")
     if seqlen is not None and context is not None and seqlen > context:
         raise ValueError(
             f"seqlen={seqlen} is over the model's context of {context} tokens: pass {context} or "

@@ -90,5 +90,11 @@ def stored_linears(
     }
 
 
+def sound_linears(headers: Mapping[str, TensorHeader], kind: type[PackedLinear]) -> list[str]:
+    """Those of them that can be nothing else: a model may have a mask of its own."""
+    stored = stored_linears(headers, kind)
+    return [name for name, tensors in stored.items() if not kind.damage(tensors)]
+
+
 def _dtype(header: TensorHeader | Stored) -> torch.dtype | None:
     return DTYPES.get(header.dtype) if isinstance(header, TensorHeader) else header.stored

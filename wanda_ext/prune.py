@@ -24,7 +24,7 @@ from wanda_ext.methods import Method, get_method
 from wanda_ext.owl import has_owl, resolve_owl
 from wanda_ext.plan import PlannedBlock, check_packable, plan_blocks
 from wanda_ext.report import PruneReport
-from wanda_ext.sparsity import SparsitySpec, spec_text
+from wanda_ext.sparsity import SparsitySpec, as_globs, spec_text
 from wanda_ext.stopped import StoppedError, stopping
 from wanda_ext.swap import check_runnable, swap_pruned
 from wanda_ext.transfer import copies_to, visits
@@ -72,7 +72,7 @@ def prune_model(
     """
     check_prunable(model)
     method = get_method(method)
-    ignore = [ignore] if isinstance(ignore, str) else list(ignore)
+    ignore = as_globs(ignore, "ignore")
     plan = plan_blocks(model, sparsity, ignore, blocks)
     at = None if device is None else usable_device(device)
     check_method(method, plan)

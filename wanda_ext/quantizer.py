@@ -18,7 +18,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from wanda_ext.directory import TensorHeader, read_headers
-from wanda_ext.formats import FORMATS, named_format, stored_linears
+from wanda_ext.formats import FORMATS, named_format, sound_linears, stored_linears
 from wanda_ext.packed_linear import PackedLinear
 
 QUANT_METHOD = "wanda_ext"
@@ -183,13 +183,15 @@ def check_headers(headers: Mapping[str, TensorHeader], config: WandaExtConfig) -
     surplus = sorted(options.get("surplus", 0) for _, options in config.packed.values())
     found = []
     for kind in FORMATS:
+        count = named.count(kind.FORMAT)
         stored = stored_linears(headers, kind)
-        if len(stored) != named.count(kind.FORMAT):
+        if len(stored) != count and (count or sound_linears(headers, kind)):
             raise ValueError(
-                f"wanda_ext: config.json names {named.count(kind.FORMAT)} packed linears, the "
-                f"files hold metadata of {len(stored)}: the checkpoint is not whole; copy or "
-                "download it again"
+                f"wanda_ext: config.json names {count} packed linears, the files hold metadata of "
+                f"{len(stored)}: the checkpoint is not whole; copy or download it again"
             )
+        if not count:
+            continue
         for name, tensors in stored.items():
             damage = kind.damage(tensors)
             if damage:

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from wanda_ext.directory import TensorHeader, read_headers
-from wanda_ext.formats import FORMATS, stored_linears
+from wanda_ext.formats import FORMATS, sound_linears, stored_linears
 from wanda_ext.packed_linear import PackedLinear
 from wanda_ext.quantizer import QUANT_METHOD, WandaExtConfig, check_headers
 
@@ -93,7 +93,7 @@ def open_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
     checkpoint = Checkpoint(folder, config, packed, index, headers)
     if packed is not None:
         check_headers(headers, packed)
-    elif any(stored_linears(headers, kind) for kind in FORMATS):
+    elif any(sound_linears(headers, kind) for kind in FORMATS):
         raise ValueError(
             f"{folder}: the files hold packed linears, but config.json has no quantization_config; "
             "restore its config.json"

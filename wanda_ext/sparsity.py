@@ -170,6 +170,14 @@ def sparsity_for(spec: SparsitySpec, name: str, module: Any) -> Sparsity | None:
     return None if value is None else parse_sparsity(value)
 
 
+def as_globs(globs: str | Iterable[str], what: str) -> list[str]:
+    """One glob or several as a list. Raises TypeError for anything else."""
+    several = [globs] if isinstance(globs, str) else globs
+    if not isinstance(several, Iterable) or not all(isinstance(g, str) for g in several):
+        raise TypeError(f"{what} must be a glob or several, such as '*.lm_head', not {globs!r}")
+    return list(several)
+
+
 def check_globs(globs: Iterable[str], names: Iterable[str], what: str) -> None:
     """Raises ValueError for a glob that matches none of the names: it would be silently without
     effect."""

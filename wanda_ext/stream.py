@@ -31,7 +31,7 @@ from wanda_ext.reader import check_links, open_checkpoint
 from wanda_ext.report import PruneReport
 from wanda_ext.run import Run
 from wanda_ext.skeleton import Skeleton
-from wanda_ext.sparsity import SparsitySpec, spec_text
+from wanda_ext.sparsity import SparsitySpec, as_globs, spec_text
 from wanda_ext.stopped import stopping
 
 
@@ -83,7 +83,7 @@ def prune_checkpoint(
     check_links(checkpoint.folder)
     folder = str(checkpoint.folder)
     skeleton = Skeleton(checkpoint, dtype, trust_remote_code)
-    ignore = [ignore] if isinstance(ignore, str) else list(ignore)
+    ignore = as_globs(ignore, "ignore")
     plan = plan_blocks(skeleton.model, sparsity, ignore, blocks)
     if has_owl(plan):
         raise ValueError(
