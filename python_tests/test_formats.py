@@ -13,7 +13,14 @@ from op_cases import bits
 from torch import nn
 
 from wanda_ext.directory import TensorHeader
-from wanda_ext.formats import FORMATS, expected_bytes, named_format, pack, stored_linears
+from wanda_ext.formats import (
+    FORMATS,
+    expected_bytes,
+    fits_records,
+    named_format,
+    pack,
+    stored_linears,
+)
 from wanda_ext.linear import SparseLinear24
 from wanda_ext.linear_bitmap import SparseLinearBitmap, looks_dense, surplus_of
 from wanda_ext.sparsity import NM, parse_sparsity
@@ -226,3 +233,11 @@ def test_bytes_are_expected_before_the_prune(sparsity, itemsize):
     nbytes = sum(tensor.nbytes for tensor in tensors.values())
     exact = isinstance(asked, NM)
     assert told == pytest.approx(nbytes, rel=0 if exact else 0.02)
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "fits"),
+    [("2:4", True), ("3:8", True), ("16:32", True), ("17:32", False), ("3:6", False), (0.9, False)],
+)
+def test_what_needs_no_surplus(sparsity, fits):
+    assert fits_records(parse_sparsity(sparsity)) == fits

@@ -46,6 +46,13 @@ def pack(
     raise ValueError(told or "; ".join(reasons))
 
 
+def fits_records(sparsity: Sparsity | None) -> bool:
+    """Whether what is pruned so needs no surplus, wherever the non-zeros are in their groups."""
+    if not isinstance(sparsity, NM) or RECORD % sparsity.group:
+        return False
+    return RECORD // sparsity.group * sparsity.keep <= ROOM
+
+
 def expected_bytes(sparsity: Sparsity | None, n: int, k: int, itemsize: int) -> int:
     """Of a weight [n, k] that will be pruned so, in the format that it will fit.
 

@@ -18,9 +18,9 @@ from wanda_ext.blocks import (
 )
 from wanda_ext.checkpoint import stay_dense
 from wanda_ext.experts import ExpertSlice
-from wanda_ext.formats import expected_bytes
+from wanda_ext.formats import expected_bytes, fits_records
 from wanda_ext.op_checks import MAX_SURPLUS_COLS
-from wanda_ext.sparsity import NM, Sparsity, SparsitySpec, check_globs, matches, sparsity_for
+from wanda_ext.sparsity import Sparsity, SparsitySpec, check_globs, matches, sparsity_for
 
 MOST_KEPT = 0.7  # of a weight: packed, more would take about as many bytes as dense
 
@@ -132,7 +132,6 @@ def _cannot_fit(linear: PlannedLinear) -> str:
     nbytes = expected_bytes(linear.sparsity, n, k, itemsize)
     if nbytes >= n * k * itemsize:
         return f"a bitmap of [{n}, {k}] takes {nbytes} bytes, dense {n * k * itemsize}"
-    is_exact = isinstance(linear.sparsity, NM) and linear.sparsity.fits_records
-    if k > MAX_SURPLUS_COLS and not is_exact:
+    if k > MAX_SURPLUS_COLS and not fits_records(linear.sparsity):
         return f"its {k} columns are over {MAX_SURPLUS_COLS}, the most with a surplus"
     return ""

@@ -12,11 +12,10 @@ from wanda_ext.blocks import preserved, weight_of, weight_shape
 from wanda_ext.calibration import Batch
 from wanda_ext.capture import PROBE_TOKENS, GlueError
 from wanda_ext.conversion import Made
-from wanda_ext.formats import expected_bytes
+from wanda_ext.formats import expected_bytes, fits_records
 from wanda_ext.meta_model import IN_MEMORY, NamesError
 from wanda_ext.plan import PlannedBlock, PlannedLinear
 from wanda_ext.skeleton import Skeleton
-from wanda_ext.sparsity import NM
 from wanda_ext.walk import Walk
 
 MARGIN = 1.05  # of the disk: headers, JSON, blocks of the file system
@@ -123,7 +122,7 @@ def check_alone(skeleton: Skeleton, plan: Sequence[PlannedBlock], batch: Batch) 
 
 def _packed_less(linear: PlannedLinear) -> int:
     """How many bytes fewer a linear takes packed, as far as its sparsity tells."""
-    if not isinstance(linear.sparsity, NM) or not linear.sparsity.fits_records:
+    if not fits_records(linear.sparsity):
         return 0
     n, k = weight_shape(linear.module)
     itemsize = weight_of(linear.module).element_size()

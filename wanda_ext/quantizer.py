@@ -177,7 +177,7 @@ def _check_inside(folder: Path, files: Iterable[str]) -> None:
 def check_headers(headers: Mapping[str, TensorHeader], config: WandaExtConfig) -> None:
     """Raises ValueError unless the stored tensors can be the packed linears that `config` names.
 
-    Counts and shapes only: transformers may store a module under another name than it has.
+    Counts, shapes and dtypes only: transformers may store a module under another name than it has.
     """
     named = [kind for kind, _ in config.packed.values()]
     surplus = sorted(options.get("surplus", 0) for _, options in config.packed.values())

@@ -70,11 +70,6 @@ class NM(Sparsity):
     def keep_fraction(self) -> float:
         return self.keep / self.group
 
-    @property
-    def fits_records(self) -> bool:
-        """Whether no 32 columns hold more than 16 non-zeros, wherever they are in their groups."""
-        return 32 % self.group == 0 and 2 * self.keep <= self.group
-
     def check(self, name: str, n: int, k: int) -> None:
         if k % self.group:
             raise ValueError(
