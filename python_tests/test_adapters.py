@@ -159,6 +159,20 @@ def test_saved_adapters_load_masked_again(tmp_path):
     assert_zeros_kept(wanda_ext.merge_adapters(loaded), zeros)
 
 
+def train_and_load_again(adapted, twin, folder):
+    """Trains; merging is refused; saved, and loaded around the twin of its base, which it gives."""
+    losses = train(adapted, ids=IDS)
+    assert losses[-1] < losses[0]
+    with pytest.raises(ValueError, match="q_proj is packed and cannot take adapters in: keep them"):
+        wanda_ext.merge_adapters(adapted)
+    with pytest.raises(ValueError, match="this linear is packed"):
+        adapted.merge_adapter()
+    adapted.save_pretrained(folder)
+    loaded = wanda_ext.add_adapters(twin, str(folder))
+    assert torch.equal(logits(loaded), logits(adapted))
+    return loaded
+
+
 def test_packed_linears_keep_their_adapters_apart(tmp_path):
     model = packed()
     before = weights_of(model)
@@ -167,15 +181,8 @@ def test_packed_linears_keep_their_adapters_apart(tmp_path):
         adapted = wanda_ext.add_adapters(model, config(target_modules="all-linear"))
     layers = [m for m in adapted.modules() if isinstance(m, PackedLora)]
     assert len(layers) == sum(isinstance(m, SparseLinear24) for m in adapted.modules()) == 14
-    losses = train(adapted, ids=IDS)
-    assert losses[-1] < losses[0] and layers[0].lora_B["default"].weight.any()
-    with pytest.raises(ValueError, match="q_proj is packed and cannot take adapters in: keep them"):
-        wanda_ext.merge_adapters(adapted)
-    with pytest.raises(ValueError, match="this linear is packed"):
-        adapted.merge_adapter()
-    adapted.save_pretrained(tmp_path)
-    loaded = wanda_ext.add_adapters(packed(), str(tmp_path))
-    assert torch.equal(logits(loaded), logits(adapted))
+    loaded = train_and_load_again(adapted, packed(), tmp_path)
+    assert layers[0].lora_B["default"].weight.any()
     assert [n for n, p in loaded.named_parameters() if p.requires_grad] == [
         n for n, p in adapted.named_parameters() if p.requires_grad
     ]
@@ -199,15 +206,8 @@ def test_bitmaps_keep_their_adapters_apart(tmp_path):
     assert torch.equal(logits(adapted), base)
     adapted(input_ids=IDS, labels=IDS).loss.backward()
     assert all(layer.lora_B["default"].weight.grad.any() for layer in layers)
-    losses = train(adapted, ids=IDS)
-    assert losses[-1] < losses[0] and not torch.equal(logits(adapted), base)
-    with pytest.raises(ValueError, match="q_proj is packed and cannot take adapters in: keep them"):
-        wanda_ext.merge_adapters(adapted)
-    with pytest.raises(ValueError, match="this linear is packed"):
-        adapted.merge_adapter()
-    adapted.save_pretrained(tmp_path)
-    loaded = wanda_ext.add_adapters(bitmaps(), str(tmp_path))
-    assert torch.equal(logits(loaded), logits(adapted))
+    train_and_load_again(adapted, bitmaps(), tmp_path)
+    assert not torch.equal(logits(adapted), base)
     assert changed(adapted.unload(), before) == []
 
 

@@ -6,24 +6,14 @@ import json
 
 import pytest
 import torch
-from fake_cuda import one_thread, pose_with_graphs, run_small
+from fake_cuda import run_small
 
 import bench_linear_24
 import bench_linear_bitmap
 import gpu_harness
 import shapes
 
-
-@pytest.fixture(autouse=True, scope="module")
-def calm():
-    with one_thread():
-        yield
-
-
-@pytest.fixture
-def on_fake_gpu(monkeypatch):
-    pose_with_graphs(monkeypatch)
-    monkeypatch.setattr(gpu_harness, "ROTATED_BYTES", 1 << 15)
+pytestmark = pytest.mark.usefixtures("calm")
 
 
 def test_linear_24_runs_small_and_resumes(tmp_path, monkeypatch):

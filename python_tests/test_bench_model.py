@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from fake_cuda import one_thread, pose_with_graphs, run_small
+from fake_cuda import pose_with_graphs, run_small
 
 import bench_model
 import torch_24
@@ -22,11 +22,7 @@ from llama_24 import (
 )
 from torch_24 import Algorithm, CuSparseLt, UnsupportedError, padded, relative_error
 
-
-@pytest.fixture(autouse=True, scope="module")
-def calm():
-    with one_thread():
-        yield
+pytestmark = pytest.mark.usefixtures("calm")
 
 
 @pytest.fixture(scope="module")
