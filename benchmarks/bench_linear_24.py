@@ -33,7 +33,8 @@ from gpu_harness import (
     time_cell,
 )
 from torch_24 import RELAXED, CuSparseLt, Cutlass, UnsupportedError, first_line, relative_error
-from wanda_ext import dispatch, ops
+from wanda_ext import ops
+from wanda_ext.packed import dispatch
 
 CHECKED_ROWS = 128  # against fp64 at each end of y
 SMALL = ([(64, 64), (96, 32)], [1, 3, 8, 2048])

@@ -25,8 +25,9 @@ from torch import Tensor
 import shapes
 from gpu_harness import ALLOWED, RIVALS_ALLOWED, GpuEntrant, copies, fill_table, pristine, time_cell
 from torch_24 import relative_error
-from wanda_ext import dispatch, ops
-from wanda_ext.linear_bitmap import surplus_of
+from wanda_ext import ops
+from wanda_ext.packed import dispatch
+from wanda_ext.packed.bitmap import surplus_of
 
 SMALL = ([(64, 64), (96, 160)], [1, 3, 8, 20])
 

@@ -28,10 +28,10 @@ import wanda_ext
 from demo_runs import Demo, plot
 from harness import Case, Entrant, ratio, time_case, timing_of
 from wanda_ext import ops
-from wanda_ext.demo_model import DemoSettings
+from wanda_ext.cli.demo_model import DemoSettings
 from wanda_ext.methods import Method, get_method
-from wanda_ext.sparsity import Sparsity, parse_sparsity
-from wanda_ext.statistic import InputStatistic, gram_of
+from wanda_ext.methods.sparsity import Sparsity, parse_sparsity
+from wanda_ext.methods.statistic import InputStatistic, gram_of
 
 METHODS = ("magnitude", "wanda", "sparsegpt")
 TOKENS = 2048

@@ -39,7 +39,7 @@ from llama_24 import (
     works,
 )
 from torch_24 import relative_error
-from wanda_ext import dispatch
+from wanda_ext.packed import dispatch
 
 DENSE, PACKED, FUSED = "dense", "packed", "fused"
 ALLOWED = 0.1  # of logits, after the roundings of all blocks

@@ -23,7 +23,7 @@ import harness
 import wanda_ext
 from gpu_harness import device_state
 from wanda_ext import ops
-from wanda_ext.walk import Walk
+from wanda_ext.runner.walk import Walk
 
 PHASES = {"capture": "__init__", "statistics pass": "statistics", "propagation": "advance"}
 KERNELS = {

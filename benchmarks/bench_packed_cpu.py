@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 import harness
 from harness import Case, Entrant, ratio, time_case
-from wanda_ext import formats, ops
+from wanda_ext import ops
+from wanda_ext.packed import formats
 
 SHAPE = (11008, 4096)  # gate or up: 90 MB, more than most caches hold
 SMALL = (256, 512)

@@ -23,10 +23,10 @@ import harness
 import wanda_ext
 from demo_runs import Demo, plot
 from wanda_ext import reference
-from wanda_ext.demo_model import DemoSettings
+from wanda_ext.cli.demo_model import DemoSettings
 from wanda_ext.methods import Method, get_method
-from wanda_ext.sparsity import NM, Sparsity, Unstructured
-from wanda_ext.statistic import InputStatistic, Reads
+from wanda_ext.methods.sparsity import NM, Sparsity, Unstructured
+from wanda_ext.methods.statistic import InputStatistic, Reads
 
 METHODS = ("magnitude", "wanda", "sparsegpt")
 BETWEEN = ("4:8", "16:32", "50%")  # in this order of quality, on average

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 import harness
 import wanda_ext
 from demo_runs import Demo
-from wanda_ext.demo_model import DemoSettings
+from wanda_ext.cli.demo_model import DemoSettings
 
 SPARSITIES = ("60%", "70%", "2:4")
 METHODS = ("wanda", "sparsegpt")

@@ -59,9 +59,9 @@ def write_checkpoint(folder: Path, size: Size, blocks: int) -> int:
     """One file a block, as written by whoever shards; returns the bytes of all tensors."""
     import transformers
 
-    from wanda_ext.convert import write_json
-    from wanda_ext.reader import INDEX
-    from wanda_ext.shards import write_shard
+    from wanda_ext.checkpoint.convert import write_json
+    from wanda_ext.checkpoint.reader import INDEX
+    from wanda_ext.files.shards import write_shard
 
     folder.mkdir(parents=True)
     config = size.config(blocks)

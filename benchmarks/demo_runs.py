@@ -11,7 +11,7 @@ import torch
 
 import wanda_ext
 from harness import RESULTS
-from wanda_ext.demo_model import DemoSettings, cached_model, split_text
+from wanda_ext.cli.demo_model import DemoSettings, cached_model, split_text
 
 
 class Demo:

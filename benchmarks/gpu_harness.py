@@ -23,7 +23,7 @@ import torch
 import shapes
 import wanda_ext
 from harness import RESULTS, Case, Entrant, environment, time_case, timing_of
-from wanda_ext import dispatch
+from wanda_ext.packed import dispatch
 
 BUFFER_BYTES = 1 << 30  # of all buffers together: many times an L2 cache
 MAX_BUFFERS = 20

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, StaticCache
 
 from wanda_ext import ops, swap_linears
-from wanda_ext.fuse import FusedLinear24
-from wanda_ext.linear import Product24
+from wanda_ext.packed.fuse import FusedLinear24
+from wanda_ext.packed.linear_24 import Product24
 
 SIZES: dict[str, dict[str, int]] = {
     "7b": {

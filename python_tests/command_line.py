@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from models import tiny_model, tiny_tokenizer
+from tiny_models import tiny_model, tiny_tokenizer
 
-from wanda_ext import cli
+from wanda_ext.cli import main as cli
 
 
 def saved_model(folder: Path) -> Path:

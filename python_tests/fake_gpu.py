@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from wanda_ext import dispatch
-from wanda_ext.dispatch_table import Gpu, Row, cache_path, write_rows
+from wanda_ext.packed import dispatch
+from wanda_ext.packed.dispatch_table import Gpu, Row, cache_path, write_rows
 
 GPU = Gpu("Test GPU", 90, 132)
 SKINNY, WIDE = "skinny", "wide"

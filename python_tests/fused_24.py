@@ -6,8 +6,8 @@ import torch
 from models_24 import prune_24
 from torch import nn
 
-from wanda_ext.checkpoint import swap_linears
-from wanda_ext.fuse import FusedLinear24, FusedProduct
+from wanda_ext.checkpoint.save import swap_linears
+from wanda_ext.packed.fuse import FusedLinear24, FusedProduct
 
 
 class Attention(nn.Module):

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from models import token_ids
+from tiny_models import token_ids
 
 import wanda_ext
 

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from models import tiny_model, tiny_tokenizer
+from tiny_models import tiny_model, tiny_tokenizer
 
 import wanda_ext
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from wanda_ext.methods import Wanda
-from wanda_ext.report import LinearReport, PruneReport
+from wanda_ext.report.report import LinearReport, PruneReport
 
 NASTY = "models/<b>&\"'</b><script>alert(1)</script>"
 KINDS = {

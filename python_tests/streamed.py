@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 import transformers
-from models import tiny_model, tiny_tokenizer, token_ids
 from safetensors.torch import load_file
+from tiny_models import tiny_model, tiny_tokenizer, token_ids
 
 import wanda_ext
 

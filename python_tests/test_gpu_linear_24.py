@@ -9,7 +9,8 @@ import torch
 from op_cases import bits, generator, two_of_four
 from torch import Tensor, nn
 
-from wanda_ext import SparseLinear24, dispatch, ops
+from wanda_ext import SparseLinear24, ops
+from wanda_ext.packed import dispatch
 
 pytestmark = [
     pytest.mark.gpu,

@@ -25,7 +25,7 @@ from house import (
 
 import wanda_ext
 from wanda_ext import ops, reference
-from wanda_ext.register import FAKES
+from wanda_ext.ops.register import FAKES
 
 TEXT = {".py", ".cpp", ".cu", ".h", ".md", ".toml", ".txt", ".in", ".yaml", ".json", ""}
 TESTED_WITH = {  # modules whose tests are in another's file

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from fresh_python import run_python
 from house import README
-from models import tiny_model, tiny_tokenizer
+from tiny_models import tiny_model, tiny_tokenizer
 
 import wanda_ext
 

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from models import tiny_model, token_ids
+from tiny_models import tiny_model, token_ids
 
-from wanda_ext import commit, prune_model, walk
+from wanda_ext import prune_model
 from wanda_ext.interrupt import held_back, step
+from wanda_ext.prune import commit
+from wanda_ext.runner import walk
 
 QUIET = {"progress": False, "swap": False}
 

@@ -13,7 +13,7 @@ import sys
 from importlib.util import find_spec
 from typing import Any
 
-__version__ = "0.1.0"
+from wanda_ext._version import __version__
 
 try:
     import torch  # noqa: F401  first, for the compiled part links to its libraries
@@ -34,27 +34,23 @@ except ImportError as error:
         "tree, and start Python elsewhere, for there the sources hide what was installed"
     ) from error
 
-from wanda_ext import bench, ops
-from wanda_ext.adapters import add_adapters, merge_adapters
-from wanda_ext.checkpoint import save_pretrained, swap_linears, unswap_linears
-from wanda_ext.convert import convert
-from wanda_ext.evaluate import perplexity
-from wanda_ext.explain import explain
-from wanda_ext.gate import GateReport, gate
-from wanda_ext.linear import SparseLinear24
-from wanda_ext.linear_bitmap import SparseLinearBitmap
-from wanda_ext.masks import hold_masks
-from wanda_ext.methods.magnitude import Magnitude
-from wanda_ext.methods.sparsegpt import SparseGPT
-from wanda_ext.methods.wanda import Wanda
-from wanda_ext.prune import PruneError, prune_model
-from wanda_ext.repair import RepairError, repair
-from wanda_ext.repair_report import RepairReport
+from wanda_ext import bench, ops, reference
+from wanda_ext.checkpoint import convert, save_pretrained, swap_linears, unswap_linears
+from wanda_ext.finetune import add_adapters, hold_masks, merge_adapters
+from wanda_ext.methods import NM, Magnitude, Owl, SparseGPT, Sparsity, Unstructured, Wanda
+from wanda_ext.packed import SparseLinear24, SparseLinearBitmap, explain
+from wanda_ext.prune import PruneError, prune_model, verify
+from wanda_ext.quality import (
+    GateReport,
+    RepairError,
+    RepairReport,
+    evaluate_tasks,
+    gate,
+    perplexity,
+    repair,
+)
 from wanda_ext.report import PruneReport
-from wanda_ext.sparsity import NM, Owl, Sparsity, Unstructured
 from wanda_ext.stream import prune_checkpoint
-from wanda_ext.tasks import evaluate_tasks
-from wanda_ext.verify import verify
 
 __all__ = [
     "NM",
@@ -85,6 +81,7 @@ __all__ = [
     "perplexity",
     "prune_checkpoint",
     "prune_model",
+    "reference",
     "repair",
     "save_pretrained",
     "swap_linears",

@@ -1,4 +1,8 @@
-"""Pruning methods: how the weights that go are chosen. One file a method, one line in the table."""
+"""How the weights that go are chosen: methods, sparsities, and what a method knows of its inputs.
+
+A method is one file and one line in METHODS. It sees one weight and the sums over its inputs, and
+nothing of the model around them.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +14,44 @@ import torch
 
 from wanda_ext.methods.magnitude import Magnitude
 from wanda_ext.methods.sparsegpt import SparseGPT
+from wanda_ext.methods.sparsity import (
+    NM,
+    Owl,
+    Sparsity,
+    SparsitySpec,
+    Unstructured,
+    as_globs,
+    check_globs,
+    matches,
+    parse_sparsity,
+    sparsity_for,
+    spec_text,
+)
+from wanda_ext.methods.statistic import InputStatistic, Reads, gram_of
 from wanda_ext.methods.wanda import Wanda
-from wanda_ext.sparsity import Sparsity
-from wanda_ext.statistic import InputStatistic, Reads
 
-__all__ = ["METHODS", "Magnitude", "Method", "SparseGPT", "Wanda", "get_method"]
+__all__ = [
+    "METHODS",
+    "NM",
+    "InputStatistic",
+    "Magnitude",
+    "Method",
+    "Owl",
+    "Reads",
+    "SparseGPT",
+    "Sparsity",
+    "SparsitySpec",
+    "Unstructured",
+    "Wanda",
+    "as_globs",
+    "check_globs",
+    "get_method",
+    "gram_of",
+    "matches",
+    "parse_sparsity",
+    "sparsity_for",
+    "spec_text",
+]
 
 
 @runtime_checkable

@@ -7,9 +7,9 @@ from typing import ClassVar
 
 import torch
 
+from wanda_ext.methods.sparsity import Sparsity, Unstructured
+from wanda_ext.methods.statistic import InputStatistic, Reads
 from wanda_ext.methods.wanda import PRUNING_OPS, prune_by_score_
-from wanda_ext.sparsity import Sparsity, Unstructured
-from wanda_ext.statistic import InputStatistic, Reads
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from wanda_ext.interrupt import step
 from wanda_ext.methods.magnitude import lowest
-from wanda_ext.sparsity import NM, Sparsity, Unstructured
-from wanda_ext.statistic import InputStatistic, Reads, full_precision
+from wanda_ext.methods.sparsity import NM, Sparsity, Unstructured
+from wanda_ext.methods.statistic import InputStatistic, Reads, full_precision
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 
 from wanda_ext import ops
-from wanda_ext.sparsity import NM, Sparsity, Unstructured
-from wanda_ext.statistic import InputStatistic, Reads
+from wanda_ext.methods.sparsity import NM, Sparsity, Unstructured
+from wanda_ext.methods.statistic import InputStatistic, Reads
 
 PRUNING_OPS = ("prune_rows_", "prune_nm_")
 FIRST_ALPHA, MOST_ALPHA = 0.4, 0.8  # the variant's search, and when it ends, as in the original

@@ -1,0 +1,238 @@
+"""What transformers needs to load and save packed checkpoints; importing it registers it.
+
+A packed checkpoint is an ordinary one whose config.json has this `quantization_config` and whose
+packed linears are stored as the tensors of their format (formats.py): a 2:4 one as `NAME.weight`
+[n, k/2] and `NAME.meta` int16 [n, k/16] (canonical).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from wanda_ext.files import TensorHeader, read_headers
+from wanda_ext.packed import FORMATS, PackedLinear, named_format, sound_linears, stored_linears
+
+QUANT_METHOD = "wanda_ext"
+FIRST, BITMAPS = 1, 2  # format_version: of checkpoints with 2:4 linears only, with bitmaps too
+
+
+@register_quantization_config(QUANT_METHOD)
+class WandaExtConfig(QuantizationConfigMixin):
+    """The `quantization_config` entry of a packed checkpoint.
+
+    modules: names of the packed 2:4 linears; bitmap: name -> non-zeros in its surplus, of those
+    packed as a bitmap; transposed: those of both whose dense weight is stored [in, out] (Conv1D);
+    dense: name -> why it stayed dense. Keys that this version does not know are dropped: whatever
+    changes the meaning of a file raises format_version, which is 1 where there is no bitmap.
+    """
+
+    def __init__(
+        self,
+        modules: Iterable[str] = (),
+        transposed: Iterable[str] = (),
+        dense: Mapping[str, str] | None = None,
+        format_version: int | None = None,
+        bitmap: Mapping[str, int] | None = None,
+        **_: Any,
+    ) -> None:
+        if not _is_bitmap(bitmap):
+            raise ValueError(
+                "wanda_ext: the quantization_config has a `bitmap` that is not names and numbers "
+                f"of non-zeros ({str(bitmap)[:60]}); its config.json is damaged"
+            )
+        if format_version not in (None, FIRST, BITMAPS):
+            raise ValueError(
+                f"wanda_ext: the packed checkpoint has format_version {format_version!r}, this "
+                f"wanda_ext reads {FIRST} and {BITMAPS}; upgrade wanda_ext to read it"
+            )
+        self.quant_method = QUANT_METHOD  # type: ignore[assignment]
+        self.format_version = BITMAPS if bitmap else FIRST
+        self.modules = list(modules)
+        self.transposed = list(transposed)
+        self.dense = dict(dense or {})
+        if bitmap:
+            self.bitmap = dict(bitmap)
+        if not self.packed:
+            raise ValueError(
+                "wanda_ext: the quantization_config names no packed modules; its config.json is "
+                "damaged, or was not written by wanda_ext"
+            )
+
+    @classmethod
+    def of(
+        cls,
+        packed: Mapping[str, tuple[str, Mapping[str, int]]],
+        transposed: Iterable[str],
+        dense: Mapping[str, str],
+    ) -> WandaExtConfig:
+        """From name -> (format, options) of what is packed, as `packed` gives it back."""
+        bitmap = {
+            name: options.get("surplus", 0)
+            for name, (kind, options) in packed.items()
+            if kind == "bitmap"
+        }
+        modules = [name for name in packed if name not in bitmap]
+        return cls(modules, transposed, dense, bitmap=bitmap)
+
+    @property
+    def packed(self) -> dict[str, tuple[str, dict[str, int]]]:
+        """Name -> format, and the options that shape an empty module, of every packed linear."""
+        found: dict[str, tuple[str, dict[str, int]]] = {n: ("2:4", {}) for n in self.modules}
+        for name, surplus in getattr(self, "bitmap", {}).items():
+            found[name] = "bitmap", {"surplus": surplus} if surplus else {}
+        return found
+
+
+def _is_bitmap(entry: Any) -> bool:
+    return entry is None or (
+        isinstance(entry, Mapping)
+        and all(isinstance(name, str) for name in entry)
+        and all(type(count) is int and count >= 0 for count in entry.values())
+    )
+
+
+@register_quantizer(QUANT_METHOD)
+class WandaExtQuantizer(HfQuantizer):
+    """Puts empty packed modules in before a packed checkpoint's tensors are loaded."""
+
+    requires_calibration = True  # from_pretrained only loads what is packed; swap_linears packs
+    quantization_config: WandaExtConfig
+
+    def is_serializable(self) -> bool:
+        return True
+
+    @property
+    def is_trainable(self) -> bool:  # adapters: gradients pass through a packed linear
+        return True
+
+    @property
+    def is_compileable(self) -> bool:
+        return True
+
+    def _process_model_before_weight_loading(
+        self, model: nn.Module, checkpoint_files: Sequence[str] | None = None, **_: Any
+    ) -> None:
+        if checkpoint_files:  # None: from_pretrained was given a state_dict
+            _check_inside(Path(str(model.name_or_path)), checkpoint_files)
+            headers = read_headers(Path(file) for file in checkpoint_files)
+            check_headers(headers, self.quantization_config)
+        modules = dict(model.named_modules())
+        prefix = f"{model.base_model_prefix}."
+        for name, (kind, options) in self.quantization_config.packed.items():
+            # AutoModel loads a causal LM's checkpoint without its prefix, and the other way round.
+            # A name that this model lacks has no weights in it either.
+            for here in (name, name.removeprefix(prefix), prefix + name):
+                if here in modules:
+                    try:
+                        packed = named_format(kind).shaped_like(modules[here], **options)
+                    except (TypeError, ValueError) as error:
+                        raise ValueError(
+                            f"wanda_ext: {name} cannot be packed as config.json says: {error}"
+                        ) from error
+                    model.set_submodule(here, packed)
+                    break
+
+    def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
+        for name, module in packed_linears(model).items():
+            for short, parameter in module.named_parameters(recurse=False):
+                if short in module.PARAMETERS:
+                    parameter.requires_grad_(False)
+            if module.CHECKED_WHEN_LOADED and not module.weight.is_meta:
+                problem = module.problem()
+                if problem:
+                    raise ValueError(
+                        f"wanda_ext: {name} {problem}: the checkpoint is damaged, or its "
+                        "config.json is of another model; copy or download it again"
+                    )
+            module.reorder_()
+        attach(model, self.quantization_config.dense)  # by the names they have in this model
+        return model
+
+    def _dequantize(self, model: nn.Module, dtype: Any = None) -> nn.Module:
+        for name, module in packed_linears(model).items():
+            model.set_submodule(name, module.to_dense())
+        return model
+
+
+def _check_inside(folder: Path, files: Iterable[str]) -> None:
+    """Raises ValueError for a file that an index has put outside of a local checkpoint."""
+    for file in map(Path, files if folder.is_dir() else ()):
+        # Names decide, not where links lead.
+        if not file.is_relative_to(folder) or ".." in file.relative_to(folder).parts:
+            raise ValueError(
+                f"wanda_ext: the checkpoint in {folder} puts weights into {file}, outside of its "
+                "directory: copy or download it again"
+            )
+
+
+def check_headers(headers: Mapping[str, TensorHeader], config: WandaExtConfig) -> None:
+    """Raises ValueError unless the stored tensors can be the packed linears that `config` names.
+
+    Counts, shapes and dtypes only: transformers may store a module under another name than it has.
+    """
+    named = [kind for kind, _ in config.packed.values()]
+    surplus = sorted(options.get("surplus", 0) for _, options in config.packed.values())
+    found = []
+    for kind in FORMATS:
+        count = named.count(kind.FORMAT)
+        stored = stored_linears(headers, kind)
+        if len(stored) != count and (count or sound_linears(headers, kind)):
+            raise ValueError(
+                f"wanda_ext: config.json names {count} packed linears, the files hold metadata of "
+                f"{len(stored)}: the checkpoint is not whole; copy or download it again"
+            )
+        if not count:
+            continue
+        for name, tensors in stored.items():
+            damage = kind.damage(tensors)
+            if damage:
+                raise ValueError(
+                    f"wanda_ext: {name}.{damage}: the checkpoint is not whole; copy or download it "
+                    "again"
+                )
+            found.append(kind.options(tensors).get("surplus", 0))
+    if sorted(found) != surplus:
+        raise ValueError(
+            f"wanda_ext: config.json tells of {sum(surplus)} non-zeros in surplus lists, the files "
+            f"hold {sum(found)}: the checkpoint is not whole; copy or download it again"
+        )
+
+
+def packed_linears(model: nn.Module) -> dict[str, PackedLinear]:
+    """Name -> module of every packed linear in a model."""
+    modules = model.named_modules()
+    return {name: module for name, module in modules if isinstance(module, PackedLinear)}
+
+
+def attach(model: Any, dense: Mapping[str, str]) -> None:
+    """Makes `model.save_pretrained` write what is packed in the model now, or nothing packed.
+
+    A module that is not a transformers model has no such method and is left alone.
+    """
+    packed = packed_linears(model)
+    if not hasattr(model, "config"):
+        return
+    if not packed:
+        if attached(model):
+            model.hf_quantizer.remove_quantization_config(model)
+        return
+    transposed = [name for name, module in packed.items() if issubclass(module.dense_class, Conv1D)]
+    formats = {n: (module.FORMAT, module.options(module.tensors())) for n, module in packed.items()}
+    config = WandaExtConfig.of(formats, transposed, dense)
+    model.config.quantization_config = config
+    model.hf_quantizer = WandaExtQuantizer(config, pre_quantized=True)
+    model.is_quantized = True
+    model.quantization_method = QUANT_METHOD
+
+
+def attached(model: Any) -> bool:
+    """Whether the model carries our quantizer."""
+    return isinstance(getattr(model, "hf_quantizer", None), WandaExtQuantizer)

@@ -1,0 +1,41 @@
+"""What commands share: a model that is named on the command line, and loaded."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import transformers
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Adds what names a model, and says where and as what it is wanted."""
+    parser.add_argument("model", metavar="MODEL", help="a directory or a Hub id")
+    parser.add_argument("--device", help="where to compute, such as cuda (where the model is)")
+    parser.add_argument("--dtype", default="auto", choices=DTYPES, help="of weights (%(default)s)")
+
+
+def load(arguments: argparse.Namespace, trust: bool = False, **options: Any) -> tuple[Any, Any]:
+    """The model, loaded with `options`, and its tokenizer. trust: whether its own code may run."""
+    name = arguments.model
+    code = {"trust_remote_code": True} if trust else {}
+    with named(name):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, **code)
+        auto = transformers.AutoModelForCausalLM
+        model = auto.from_pretrained(name, dtype=arguments.dtype, **code, **options)
+    return model, tokenizer
+
+
+@contextmanager
+def named(name: str) -> Iterator[None]:
+    """What goes wrong inside is told as an error of MODEL."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"MODEL {name!r}: expected a model's directory or its id on the Hub ({error})"
+        ) from error

@@ -1,0 +1,187 @@
+"""The command `prune`: a directory block by block, anything else in memory."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import wanda_ext
+from wanda_ext.checkpoint import holds_safetensors
+from wanda_ext.cli.arguments import add_model, load
+from wanda_ext.files import new_directory
+from wanda_ext.methods import METHODS
+from wanda_ext.prune import check_packable, plan_blocks
+from wanda_ext.quality import MAX_RATIO, check_ratio, repair
+from wanda_ext.report import PruneReport, note_saved
+from wanda_ext.stream import NamesError, launched
+
+SHARED = (  # arguments of prune_model and of prune_checkpoint
+    *("calib", "sparsity", "method", "nsamples", "seqlen", "seed", "batch_size"),
+    *("device", "ignore", "blocks"),
+)
+
+
+def add_prune(commands: Any) -> None:
+    """Adds the command to a parser's."""
+    prune = commands.add_parser("prune", help="prune a model and save it")
+    add_model(prune)
+    prune.add_argument("--out", required=True, help="directory to write the pruned model to")
+    prune.add_argument(
+        "--calib",
+        default="c4",
+        help="builtin, c4, wikitext2, a .txt/.jsonl/.parquet path or a Hub dataset (%(default)s)",
+    )
+    prune.add_argument("--sparsity", default="2:4", help="50%%, 0.5, 2:4, 4:8, ... (%(default)s)")
+    prune.add_argument("--method", default="wanda", choices=METHODS, help="(%(default)s)")
+    prune.add_argument("--nsamples", type=int, default=128, help="windows of text (%(default)s)")
+    prune.add_argument("--seqlen", type=int, help="tokens a window (2048, or the model's context)")
+    prune.add_argument("--seed", type=int, default=0, help="draws the windows (%(default)s)")
+    prune.add_argument("--batch-size", type=int, help="windows a forward pass")
+    prune.add_argument(
+        "--ignore",
+        action="append",
+        default=[],
+        metavar="GLOB",
+        help="leave linears of this name dense; may be repeated",
+    )
+    prune.add_argument("--blocks", help="dotted path of the decoder blocks, where not found")
+    prune.add_argument("--packed", action="store_true", help="save pruned linears packed")
+    prune.add_argument(
+        "--repair",
+        action="store_true",
+        help="retrain the kept weights block by block on the same text; implies --in-memory",
+    )
+    prune.add_argument(
+        "--gate",
+        type=float,
+        nargs="?",
+        const=MAX_RATIO,
+        metavar="RATIO",
+        help="write nothing and exit with 1 unless perplexity on held-out text of --calib is at "
+        f"most RATIO times the dense model's ({MAX_RATIO}); implies --in-memory",
+    )
+    prune.add_argument(
+        "--fallback",
+        action="store_true",
+        help="leave the worst linears dense, as few as the gate needs to hold; implies --gate",
+    )
+    prune.add_argument(
+        "--in-memory",
+        action="store_true",
+        help="load the whole model; a directory of safetensors is else pruned block by block",
+    )
+    prune.add_argument(
+        "--states",
+        choices=("memory", "files"),
+        default="memory",
+        help="where hidden states wait, block by block (%(default)s)",
+    )
+    prune.add_argument(
+        "--restart", action="store_true", help="do not go on with an unfinished run into --out"
+    )
+    prune.add_argument(
+        "--trust-remote-code", action="store_true", help="run code that came with the model"
+    )
+    prune.set_defaults(run=_prune)
+
+
+def _prune(arguments: argparse.Namespace) -> None:
+    how = "in memory"
+    if arguments.fallback and arguments.gate is None:
+        arguments.gate = MAX_RATIO
+    if arguments.gate is not None:
+        check_ratio(arguments.gate)
+    needs_dense = arguments.repair or arguments.gate is not None
+    if needs_dense and not arguments.in_memory:
+        print("pruning in memory, for --gate and --repair need both models there", file=sys.stderr)
+        arguments.in_memory = True
+    if not arguments.in_memory and holds_safetensors(arguments.model):
+        try:
+            report, how = _prune_files(arguments), "block by block"
+        except NamesError as reason:
+            print(f"pruning in memory, for {reason}", file=sys.stderr)
+            report = _prune_in_memory(arguments)
+    else:
+        report = _prune_in_memory(arguments)
+    if launched() and os.environ["RANK"] != "0":
+        return
+    print(report)
+    form = "packed" if arguments.packed else "dense, with zeros,"
+    print(f"Pruned {how}; saved {form} in {arguments.out}")
+
+
+def _prune_files(arguments: argparse.Namespace) -> PruneReport:
+    dtype = None if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
+    return wanda_ext.prune_checkpoint(
+        arguments.model,
+        arguments.out,
+        dtype=dtype,
+        packed=arguments.packed,
+        states=arguments.states,
+        resume=not arguments.restart,
+        trust_remote_code=arguments.trust_remote_code,
+        **_prune_options(arguments),
+    )
+
+
+def _prune_in_memory(arguments: argparse.Namespace) -> PruneReport:
+    if launched():
+        raise ValueError(
+            "several processes can share a prune only where it goes block by block, from a "
+            "directory of safetensors: start one"
+        )
+    packed, options = arguments.packed, _prune_options(arguments)
+    with new_directory(arguments.out) as fresh:  # refuses the name now, not after hours of work
+        model, tokenizer = load(arguments, arguments.trust_remote_code)
+        compared = arguments.repair or arguments.gate is not None
+        if compared and packed:  # what prune_model would refuse if it were to pack
+            given = (options[word] for word in ("sparsity", "ignore", "blocks"))
+            check_packable(model, plan_blocks(model, *given))
+        swap = packed and not compared
+        report = wanda_ext.prune_model(model, tokenizer=tokenizer, swap=swap, **options)
+        if compared:
+            _compare(arguments, model, tokenizer, report)
+        with report.timed("saving"):
+            wanda_ext.save_pretrained(model, fresh, packed=packed, tokenizer=tokenizer)
+        if compared and packed:
+            report.swap = "saved packed: every linear that was pruned and can be"
+        note_saved(report, fresh, Path(arguments.out).resolve(), packed)
+    return report
+
+
+def _compare(
+    arguments: argparse.Namespace, model: Any, tokenizer: Any, report: PruneReport
+) -> None:
+    """What needs the dense model beside the pruned one: the repair, then the gate."""
+    dense, _ = load(arguments, arguments.trust_remote_code)
+    words = ("nsamples", "seqlen", "seed", "batch_size", "device", "blocks")
+    options = {"tokenizer": tokenizer, **{word: getattr(arguments, word) for word in words}}
+    if arguments.repair:
+        with report.timed("repair"):
+            repaired = repair(model, dense, arguments.calib, **options)
+        report.repair = asdict(repaired)
+        print(repaired)
+    if arguments.gate is not None:
+        ratio, fallback = arguments.gate, arguments.fallback
+        with report.timed("gate"):
+            found = wanda_ext.gate(
+                model,
+                dense,
+                arguments.calib,
+                max_ratio=ratio,
+                fallback=fallback,
+                report=report,
+                **options,
+            )
+        print(found)
+        found.raise_if_failed()
+
+
+def _prune_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {word: getattr(arguments, word) for word in SHARED}

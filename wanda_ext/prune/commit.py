@@ -1,0 +1,181 @@
+"""Prunes the linears of one block: all of them, or none where anything goes wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from wanda_ext.interrupt import step
+from wanda_ext.methods import InputStatistic, Method
+from wanda_ext.models import dense_weight, is_transposed, weight_of, weight_shape
+from wanda_ext.prune.plan import PlannedBlock, PlannedLinear, targets_of
+from wanda_ext.report import LinearReport
+from wanda_ext.runner import kernel_device
+
+SCORED_AT_ONCE = 1 << 20  # weights, so that the temporary stays in the cache
+
+
+@dataclass
+class _Pruned:
+    """What one linear's prune left, still on its device: no read before the whole block is done."""
+
+    bad: Tensor  # [1] int32
+    numbers: Tensor  # [3] float64: score kept, score before, zeros
+    seconds: float
+    path: str
+
+
+@contextmanager
+def pruned_block(
+    block: PlannedBlock, method: Method, found: Mapping[str, InputStatistic] | None
+) -> Iterator[list[LinearReport]]:
+    """Prunes on entry and gives a report line for every linear; restores where the body raises.
+
+    `found` has the input statistics by name in the block, in running order; None: the method needs
+    none. A linear without one was never called and stays. Raises ValueError, naming the linear, for
+    NaN or infinity in its weight or inputs, and for what the method refuses.
+    """
+    targets = block.targets
+    if found is not None:
+        targets = {name: targets[name] for name in found}
+        _check_finite(targets, found)
+    weights = [weight_of(linear.module) for linear in targets.values()]
+    saved = [weight.clone() for weight in weights]
+    try:
+        pruned = {
+            name: _prune(targets[name], method, None if found is None else found[name], copy)
+            for name, copy in zip(targets, saved, strict=True)
+        }
+        _check_scored(targets, pruned)
+        yield [
+            _line(linear, pruned.get(name), found.get(name) if found else None)
+            for name, linear in block.linears.items()
+        ]
+    except BaseException:
+        for weight, copy in zip(weights, saved, strict=True):
+            weight.copy_(copy)
+        raise
+
+
+def check_method(method: Method, plan: Iterable[PlannedBlock]) -> None:
+    """Raises ValueError, naming the linear, where the method cannot prune to what is planned."""
+    for linear in targets_of(plan):
+        if linear.sparsity is not None:
+            method.check(linear.name, linear.sparsity)
+
+
+def _prune(
+    linear: PlannedLinear, method: Method, inputs: InputStatistic | None, before: Tensor
+) -> _Pruned:
+    """before: a copy of the weight as the module stores it."""
+    assert linear.sparsity is not None
+    step()
+    home = weight_of(linear.module).device
+    device = home
+    for op in method.kernels:
+        device = kernel_device(op, device)
+    with dense_weight(linear.module, device) as weight:
+        bad = torch.full((1,), -1, dtype=torch.int32, device=device)
+        _synchronize(device)
+        start = perf_counter()
+        try:
+            method.prune_(weight, linear.sparsity, inputs, bad)
+        except ValueError as error:
+            raise ValueError(f"{linear.name}: {error}") from error
+        _synchronize(device)
+        seconds = perf_counter() - start
+        zeros = (weight.numel() - weight.count_nonzero()).double()
+        before = before.t() if is_transposed(linear.module) else before
+        norm = None if inputs is None else inputs.norm
+        numbers = torch.stack([*_scores(before, weight, norm), zeros])
+    path = device.type if device == home else f"{home.type} via {device.type}"
+    return _Pruned(bad, numbers, seconds, path)
+
+
+def _scores(before: Tensor, after: Tensor, norm: Tensor | None) -> Tensor:
+    """The sums of S = |W| * input_norm before the prune: where weights stay, and everywhere.
+
+    A method may change what stays, so that S afterwards would not tell what was lost.
+
+    Shapes: before, after [n, k]; input_norm [k] float32 -> [2] float64.
+    """
+    ones = after.new_ones(after.shape[1], dtype=torch.float32)
+    norm = ones if norm is None else norm.to(after.device)
+    at_once = max(1, SCORED_AT_ONCE // after.shape[1])
+    sums = after.new_zeros(2, dtype=torch.float64)
+    for was, now in zip(torch.split(before, at_once), torch.split(after, at_once), strict=True):
+        score = was.to(after.device).abs().float()
+        both = torch.stack([torch.where(now != 0, score, 0.0) @ norm, score @ norm])
+        sums += both.sum(dim=1, dtype=torch.float64)
+    return sums
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _line(
+    linear: PlannedLinear, pruned: _Pruned | None, statistic: InputStatistic | None
+) -> LinearReport:
+    weight = weight_of(linear.module)
+    line = LinearReport(
+        name=linear.name,
+        shape=weight_shape(linear.module),
+        dtype=str(weight.dtype).removeprefix("torch."),
+        asked=None if linear.sparsity is None else str(linear.sparsity),
+        reached=0.0,
+        status=linear.status,
+    )
+    if pruned is not None:
+        kept, before, zeros = pruned.numbers.tolist()
+        line.status, line.path = "pruned", pruned.path
+        line.score_kept, line.score_lost = kept, before - kept
+        line.seconds = pruned.seconds
+        if statistic is not None:
+            line.tokens = statistic.tokens
+            line.note = "few tokens: norms of all experts" if statistic.of_layer else ""
+    else:
+        zeros = int(weight.numel() - weight.count_nonzero())
+        if linear.sparsity is not None:
+            line.status = "never called"
+    line.reached = zeros / line.weights
+    return line
+
+
+# --- NaN and infinity ----------------------------------------------------------------------------
+
+
+def _check_finite(
+    targets: Mapping[str, PlannedLinear], found: Mapping[str, InputStatistic]
+) -> None:
+    """Tells the first linear whose inputs are not finite from one whose weights made them so."""
+    finite = [statistic.sumsq.isfinite().all() for statistic in found.values()]
+    if not finite or bool(torch.stack(finite).all()):
+        return
+    for linear, inputs_finite in zip(targets.values(), finite, strict=True):
+        if not inputs_finite:
+            raise ValueError(
+                f"NaN or infinite activations enter {linear.name}: look for the layer before it "
+                "that makes them (weights, dtype overflow), or for bad calibration tokens"
+            )
+        if not weight_of(linear.module).isfinite().all():
+            raise ValueError(f"{linear.name}.weight holds NaN or infinity: load it anew")
+
+
+def _check_scored(targets: Mapping[str, PlannedLinear], pruned: Mapping[str, _Pruned]) -> None:
+    if not pruned:
+        return
+    device = next(iter(pruned.values())).bad.device
+    rows = torch.cat([one.bad.to(device) for one in pruned.values()]).tolist()
+    for name, row in zip(pruned, rows, strict=True):
+        if row >= 0:
+            raise ValueError(
+                f"{targets[name].name}.weight has a NaN or infinite score in row {row}: its "
+                "weights, or their products with the input norms, are not finite"
+            )

@@ -1,0 +1,27 @@
+"""Is a pruned model good enough, and winning quality back.
+
+Perplexity, the tasks of lm-eval, the gate, the errors of single blocks; and the repair that trains
+the weights that are left. What measures or improves a model that is pruned already enters here;
+how it was pruned does not matter to this room.
+"""
+
+from __future__ import annotations
+
+from wanda_ext.quality.evaluate import evaluate_text, evaluation_text, perplexity
+from wanda_ext.quality.gate import MAX_RATIO, GateReport, check_ratio, gate
+from wanda_ext.quality.repair import RepairError, RepairReport, repair
+from wanda_ext.quality.tasks import evaluate_tasks
+
+__all__ = [
+    "MAX_RATIO",
+    "GateReport",
+    "RepairError",
+    "RepairReport",
+    "check_ratio",
+    "evaluate_tasks",
+    "evaluate_text",
+    "evaluation_text",
+    "gate",
+    "perplexity",
+    "repair",
+]

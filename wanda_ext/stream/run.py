@@ -1,0 +1,235 @@
+"""A streamed prune at work: blocks come from files, go through the engine, and into files."""
+
+from __future__ import annotations
+
+import hashlib
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from wanda_ext.calibration import Batch
+from wanda_ext.files import sync_path, sync_tree
+from wanda_ext.interrupt import step
+from wanda_ext.methods import Method
+from wanda_ext.models import Copies
+from wanda_ext.prune import PlannedBlock, pruned_block
+from wanda_ext.report import REPORT, LinearReport, PruneReport, note_saved, versions
+from wanda_ext.runner import Walk
+from wanda_ext.stream.journal import ASKED, Journal
+from wanda_ext.stream.preflight import check_alone, needs_of
+from wanda_ext.stream.ranks import Ranks
+from wanda_ext.stream.skeleton import Skeleton
+from wanda_ext.stream.states import FileStates
+from wanda_ext.stream.writer import Entry, Output
+
+COMPLETE = "complete"  # the last step of the journal, after the blocks
+Arrivals = dict[str, Callable[[], Tensor]]
+
+
+class Run:
+    """One process of a streamed prune. `begin`, `blocks`, `finish`."""
+
+    def __init__(
+        self,
+        skeleton: Skeleton,
+        plan: list[PlannedBlock],
+        method: Method,
+        batches: list[Batch] | None,
+        at: torch.device | None,
+        journal: Journal,
+        ranks: Ranks,
+        packed: bool,
+        in_files: bool,
+    ) -> None:
+        self._skeleton = skeleton
+        self._plan = plan
+        self._method = method
+        self._batches = batches
+        self._at = None if at is None or at.type == "cpu" else at
+        self._journal = journal
+        self._ranks = ranks
+        self._packed = packed
+        self._in_files = in_files
+        names = [block.name for block in plan]
+        self._output = Output(skeleton, names, journal.checkpoint, packed)
+        self._start = time.perf_counter()
+        self._last = max(i for i, block in enumerate(plan) if block.targets)
+
+    def begin(self, arguments: Mapping[str, Any], progress: bool) -> list[Entry]:
+        """What the journal has of finished blocks. Raises ValueError where this cannot go on."""
+        needs = needs_of(
+            self._skeleton, self._plan, self._batches, self._journal.home, self._packed,
+            self._in_files, self._ranks.count, self._method.reads == "gram",
+        )  # fmt: skip
+        if progress:
+            print(f"wanda_ext: {needs}", file=sys.stderr)
+        needs.check()
+        if self._batches is not None and self._journal.find(ASKED) is None:
+            check_alone(self._skeleton, self._plan, self._batches[0])
+        self._journal.ask({**arguments, **self._asked()})
+        found = (self._journal.find(block.name) for block in self._plan)
+        return [entry for entry in found if entry is not None]
+
+    def blocks(self, done: list[Entry], report: PruneReport, progress: bool) -> None:
+        """Every block that is not done; those that are run again where the states need it."""
+        report.linears = [line for entry in done for line in _lines(entry)]
+        begun, count = len(done), len(self._plan)
+        walking = self._batches is not None and begun <= self._last
+        first = 0 if walking and not self._in_files else begun
+        with ThreadPoolExecutor(1, "wanda_ext shards") as disk, self._copies() as copies:
+            report.status = "capture"
+            walk = self._walk(begun, copies) if walking else None
+            report.runner = "" if walk is None else walk.runner
+            arriving = disk.submit(self._read, first, done, copies) if first < count else None
+            for i in tqdm(range(first, count), "pruning", unit="block", disable=not progress):
+                report.status = self._plan[i].name
+                assert arriving is not None
+                tensors = {name: arrive() for name, arrive in arriving.result().items()}
+                with self._skeleton.holding(tensors), report.timed("blocks"):
+                    written: Future[Entry] | None = None
+                    if i >= begun:
+                        lines = self._prune(i, walk)
+                        report.linears += lines
+                        if self._ranks.first:
+                            written = disk.submit(self._write, i, tensors)
+                    following = i + 1 < count
+                    arriving = disk.submit(self._read, i + 1, done, copies) if following else None
+                    if walk is not None and i < self._last:
+                        self._advance(i, walk, copies)
+                    if i >= begun:
+                        self._commit(i, lines, written)
+                step()
+
+    def finish(self, report: PruneReport) -> PruneReport:
+        """The complete checkpoint appears."""
+        report.status = "writing"
+        journal = self._journal
+        if journal.find(COMPLETE) is not None:
+            where = journal.checkpoint if journal.checkpoint.exists() else journal.final
+            report = PruneReport.load(where / REPORT)
+        else:
+            rest = self._output.write_rest()
+            entries = [journal.find(block.name) for block in self._plan]
+            self._output.finish([rest, *(entry for entry in entries if entry is not None)])
+            report.swap = f"wrote {'packed' if self._packed else 'dense weights, with zeros,'}"
+            report.status = "complete"
+            report.seconds = time.perf_counter() - self._start
+            report.peak_memory = self._peak_memory()
+            note_saved(report, journal.checkpoint, journal.final, self._packed)
+            sync_tree(journal.checkpoint)
+            journal.done(COMPLETE)
+        journal.finish()
+        return report
+
+    def _asked(self) -> dict[str, Any]:
+        """All that the result depends on, beside the arguments."""
+        digest = hashlib.sha256()
+        for batch in self._batches or ():
+            for key, value in sorted(batch.items()):
+                digest.update(f"{key} {list(value.shape)}".encode() + value.numpy().tobytes())
+        files = {
+            path.name: [path.stat().st_size, path.stat().st_mtime_ns]
+            for path in sorted(self._skeleton.folder.iterdir())
+            if path.suffix in (".safetensors", ".json") and path.is_file()
+        }
+        return {
+            "calibration": digest.hexdigest(),
+            "batches": len(self._batches or ()),
+            "asked of": {
+                linear.name: str(linear.sparsity or linear.status)
+                for block in self._plan
+                for linear in block.linears.values()
+            },
+            "source": files,
+            "versions": versions(),
+            "threads": torch.get_num_threads(),
+        }
+
+    def _copies(self) -> Any:
+        return nullcontext() if self._at is None else Copies(self._at)
+
+    def _read(self, index: int, done: list[Entry], copies: Copies | None) -> Arrivals:
+        """The tensors of a block as the model has them now, on their way to the device."""
+        block = self._plan[index].name
+        if index < len(done):
+            tensors = self._output.read_block(done[index])
+        else:
+            tensors = self._skeleton.read(self._skeleton.names(block))
+        if copies is None:
+            return {name: partial(_same, tensor) for name, tensor in tensors.items()}
+        tensors |= self._skeleton.computed(block)
+        return {name: copies.bring(tensor) for name, tensor in tensors.items()}
+
+    def _walk(self, begun: int, copies: Copies | None) -> Walk:
+        """Needs the first block for a few tokens, and what comes before it for all."""
+        assert self._batches is not None
+        names = [block.name for block in self._plan]
+        numbers = self._ranks.own(range(len(self._batches)))
+        states = FileStates(self._journal.states, numbers, begun) if self._in_files else None
+        first = {name: arrive() for name, arrive in self._read(0, [], None).items()}
+        skeleton = self._skeleton
+        with skeleton.holding(first), skeleton.read_when_called(names):
+            return Walk(
+                skeleton.model,
+                [(block.name, block.module) for block in self._plan],
+                self._ranks.own(self._batches),
+                copies,
+                states,
+                self._ranks.share if self._ranks.count > 1 else None,
+            )
+
+    def _prune(self, index: int, walk: Walk | None) -> list[LinearReport]:
+        block = self._plan[index]
+        modules = {name: linear.module for name, linear in block.targets.items()}
+        gram = self._method.reads == "gram"
+        found = None if walk is None else walk.statistics(index, modules, gram)
+        with pruned_block(block, self._method, found) as lines:
+            return lines
+
+    def _advance(self, index: int, walk: Walk, copies: Copies | None) -> None:
+        walk.advance(index)
+        if copies is not None:
+            copies.finish()
+        if isinstance(walk.hidden, FileStates):
+            walk.hidden.turn()
+
+    def _write(self, index: int, tensors: Mapping[str, Tensor]) -> Entry:
+        kept = {name: t for name, t in tensors.items() if name in self._skeleton.stored}
+        return self._output.write_block(index, kept)
+
+    def _commit(self, index: int, lines: list[LinearReport], written: Future[Entry] | None) -> None:
+        """The block is done, once its file and all ranks' states are on the disk."""
+        self._ranks.wait()
+
+        def enter() -> None:
+            assert written is not None
+            entry = written.result()
+            sync_path(self._journal.checkpoint)
+            told = [asdict(line) for line in lines]
+            self._journal.done(self._plan[index].name, lines=told, **entry)
+
+        self._ranks.at_first(enter)
+
+    def _peak_memory(self) -> dict[str, int]:
+        peak = {"cpu": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+        if self._at is not None and self._at.type == "cuda":
+            peak[str(self._at)] = torch.cuda.max_memory_allocated(self._at)
+        return peak
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _lines(entry: Entry) -> list[LinearReport]:
+    return [LinearReport(**{**line, "shape": tuple(line["shape"])}) for line in entry["lines"]]

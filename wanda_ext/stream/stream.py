@@ -1,0 +1,142 @@
+"""prune_checkpoint: from one directory to another, block by block, whatever the model's size.
+
+In memory are one block and, while it runs for the last time, the next one. A block that is pruned
+is written and entered in the journal; a run that was stopped goes on behind the last such block.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from wanda_ext.calibration import calibration_batches, read_by
+from wanda_ext.checkpoint import check_apart, check_links, open_checkpoint
+from wanda_ext.interrupt import held_back
+from wanda_ext.methods import Method, SparsitySpec, as_globs, get_method, spec_text
+from wanda_ext.models import preserved, usable_device
+from wanda_ext.prune import PruneError, check_method, check_packable, has_owl, plan_blocks
+from wanda_ext.report import PruneReport, versions
+from wanda_ext.stopped import stopping
+from wanda_ext.stream.journal import Journal
+from wanda_ext.stream.meta_model import IN_MEMORY
+from wanda_ext.stream.ranks import device_of_rank, joined
+from wanda_ext.stream.run import Run
+from wanda_ext.stream.skeleton import Skeleton
+
+
+def prune_checkpoint(
+    src: str | os.PathLike[str],
+    dst: str | os.PathLike[str],
+    calib: Any = None,
+    sparsity: SparsitySpec = "2:4",
+    *,
+    method: str | Method = "wanda",
+    tokenizer: Any = None,
+    nsamples: int = 128,
+    seqlen: int | None = None,
+    seed: int = 0,
+    batch_size: int | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    ignore: str | Iterable[str] = (),
+    blocks: str | None = None,
+    packed: bool = False,
+    states: Literal["memory", "files"] = "memory",
+    resume: bool = True,
+    trust_remote_code: bool = False,
+    progress: bool = True,
+) -> PruneReport:
+    """Prunes the safetensors checkpoint in `src` into the new directory `dst`, block by block.
+
+    The tensors are those that prune_model and save_pretrained would write, bit for bit; one file a
+    block. Takes the memory of two blocks, the embeddings, and the hidden states of the calibration
+    data: those lie in files beside `dst` with states="files". dtype: of the weights; default: as
+    stored. packed: pruned linears packed. tokenizer: default: the one in `src`. trust_remote_code:
+    whether code that came with the checkpoint may run. The rest is as in prune_model.
+
+    A run that was stopped in any way, kill -9 included, is finished by the same call: its blocks
+    are not pruned again. resume=False starts anew. Under torchrun the ranks share the batches, and
+    all must see `src` and `dst`; the first one writes.
+
+    Raises ValueError before any work for what prune_model refuses, Owl, too little memory or disk,
+    an unfinished run that was asked something else, and a `dst` that holds other people's files or
+    that another run writes to; NamesError for a checkpoint or model that cannot be taken block by
+    block. What the checkpoint keeps in pieces (experts one by one) takes their size once more.
+    Raises PruneError where a block fails; `dst` appears whole or not at all.
+    """
+    if states not in ("memory", "files"):
+        raise ValueError(f"states must be 'memory' or 'files', not {states!r}")
+    check_apart(src, dst)
+    method = get_method(method)
+    checkpoint = open_checkpoint(src)
+    check_links(checkpoint.folder)
+    folder = str(checkpoint.folder)
+    skeleton = Skeleton(checkpoint, dtype, trust_remote_code)
+    ignore = as_globs(ignore, "ignore")
+    plan = plan_blocks(skeleton.model, sparsity, ignore, blocks)
+    if has_owl(plan):
+        raise ValueError(
+            f"Owl measures the whole dense model before any of it is pruned; {IN_MEMORY}"
+        )
+    skeleton.check_own([block.name for block in plan])
+    check_method(method, plan)
+    if packed:
+        check_packable(skeleton.model, plan)
+    device = device_of_rank(device)
+    at = None if device is None else usable_device(device)
+    report = PruneReport(versions=versions())
+    report.block_weights = sum(p.numel() for block in plan for p in block.module.parameters())
+    report.arguments = {
+        "model": folder,
+        "calib": calib if isinstance(calib, str) else type(calib).__name__,
+        "sparsity": spec_text(sparsity),
+        "method": repr(method),
+        "nsamples": nsamples,
+        "seqlen": seqlen,
+        "seed": seed,
+        "batch_size": batch_size,
+        "device": None if at is None else at.type,
+        "dtype": str(skeleton.model.dtype).removeprefix("torch."),
+        "ignore": ignore,
+        "packed": packed,
+        "states": states,
+    }
+    batches = None
+    if method.reads != "nothing":
+        with preserved(skeleton.model), report.timed("calibration"):
+            batches = calibration_batches(
+                calib,
+                nsamples=nsamples,
+                seqlen=seqlen,
+                seed=seed,
+                batch_size=batch_size,
+                **read_by(skeleton.model, folder if tokenizer is None else tokenizer),
+            )
+    journal = Journal(Path(dst).resolve())
+    with joined() as ranks, ExitStack() as held:
+        ranks.at_first(lambda: held.enter_context(journal.opened(resume)) and None)
+        run = Run(skeleton, plan, method, batches, at, journal, ranks, packed, states == "files")
+        done = ranks.at_first(lambda: run.begin(report.arguments, progress))
+        with held_back(), preserved(skeleton.model), _told(report, journal):
+            run.blocks(done, report, progress)
+            report = ranks.at_first(lambda: run.finish(report))
+    return report
+
+
+@contextmanager
+def _told(report: PruneReport, journal: Journal) -> Iterator[None]:
+    """Completes the report, and hands it out with whatever stops the body."""
+    start = time.perf_counter()
+    try:
+        with stopping(report, PruneError, lambda where: journal.told()):
+            yield
+    except BaseException as error:
+        report.seconds = time.perf_counter() - start
+        error.left = journal.told()  # type: ignore[attr-defined]
+        raise
