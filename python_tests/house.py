@@ -1,4 +1,4 @@
-"""What test_house.py reads: the repository's files, README's tree, imports, includes, schema."""
+"""What test_house.py reads: the repository's files, the rooms, imports, includes, the schema."""
 
 from __future__ import annotations
 
@@ -8,12 +8,23 @@ import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "wanda_ext"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+# From top to bottom: a room imports only what stands below it.
+ROOMS = (
+    *("cli", "__init__"),  # the command line is a user of the public names
+    *("quality", "stream", "prune", "runner", "bench", "report", "calibration", "models"),
+    *("finetune", "checkpoint", "packed", "methods", "files", "ops"),
+    *("reference", "stopped", "interrupt", "info", "_build_backend", "_version"),
+    *("_C", "_C_sm90a"),
+)
+NO_TRANSFORMERS = ROOMS[ROOMS.index("packed") :]  # from here down
 
 
 @functools.cache
@@ -32,54 +43,46 @@ def sources(*patterns: str) -> list[Path]:
     return found
 
 
-@functools.cache
-def tree() -> dict[str, int | None]:
-    """Path of each entry (directories end in "/") -> its floor, from README's tree."""
-    block = README.split("## What is where")[1].split("```text\n")[1].split("```")[0]
-    entries: dict[str, int | None] = {}
-    parents: list[str] = []
-    for line in block.splitlines():
-        found = re.fullmatch(r"( *)(\S+)(?: +(?:([0-5]) )?.*)?", line)
-        assert found, line
-        depth = len(found[1]) // 2
-        path = "".join([*parents[:depth], found[2]])
-        parents[depth:] = [found[2]]
-        entries[path] = int(found[3]) if found[3] else None
-    return entries
-
-
 def modules() -> dict[str, Path]:
     """Dotted name -> file of every module of the package."""
     files = {p: p.relative_to(ROOT).with_suffix("").parts for p in sorted(PACKAGE.rglob("*.py"))}
     return {".".join(parts).removesuffix(".__init__"): p for p, parts in files.items()}
 
 
-def floor_of(module: str) -> int | None:
-    path = modules()[module].relative_to(ROOT).as_posix() if module in modules() else ""
-    for entry in (path, path.rpartition("/")[0] + "/"):
-        if entry in tree() and entry != "wanda_ext/":
-            return tree()[entry]
-    return 1 if module == "wanda_ext._C" else None
+def room_of(module: str) -> str:
+    """The room that a module belongs to: "packed" for wanda_ext.packed.bitmap; "" for the root."""
+    _, _, rest = module.partition(".")
+    return rest.partition(".")[0]
 
 
-def imports_of(module: str) -> Iterator[str]:
-    """Modules of the package that a module imports, anywhere in it."""
-    known = {*modules(), "wanda_ext._C"}
-    for node in ast.walk(ast.parse(modules()[module].read_text(encoding="utf-8"))):
+class Import(NamedTuple):
+    """One name that a module of the package imports from another of its modules."""
+
+    by: str  # dotted names
+    of: str
+    name: str  # "" for a module as a whole
+
+
+def imports_of(module: str, code: str) -> Iterator[Import]:
+    """What the code of a module imports from the package, anywhere in it."""
+    known = {*modules(), "wanda_ext._C", "wanda_ext._C_sm90a"}
+    for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names if alias.name in known)
+            yield from (Import(module, a.name, "") for a in node.names if a.name in known)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{module} imports relatively"
-            names = [a.name for a in node.names if a.name != "__version__"]  # stands first in it
-            full = [f"{node.module}.{name}" for name in names]
-            yield from (name if name in known else str(node.module) for name in full)
+            if str(node.module).partition(".")[0] == "wanda_ext":
+                for name in (alias.name for alias in node.names):
+                    inner = f"{node.module}.{name}"
+                    whole = inner in known
+                    yield Import(
+                        module, inner if whole else str(node.module), "" if whole else name
+                    )
 
 
-def imports_within_the_package() -> Iterator[tuple[str, str]]:
-    for module in modules():
-        for imported in imports_of(module):
-            if imported.split(".")[0] == "wanda_ext":
-                yield module, imported
+def imports_within_the_package() -> Iterator[Import]:
+    for module, path in modules().items():
+        yield from imports_of(module, path.read_text(encoding="utf-8"))
 
 
 def includes(path: Path) -> list[str]:

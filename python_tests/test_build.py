@@ -234,7 +234,7 @@ def test_wheel_from_sdist(tmp_path: Path) -> None:
     assert len(compiled) == 1
     assert "wanda_ext/py.typed" in package
     sources = {p.relative_to(ROOT).as_posix() for p in ROOT.glob("wanda_ext/**/*.py")}
-    assert package - compiled - {"wanda_ext/py.typed", "wanda_ext/dispatch.json"} == sources
+    assert package - compiled - {"wanda_ext/py.typed", "wanda_ext/packed/dispatch.json"} == sources
 
     program = """
 import torch, wanda_ext

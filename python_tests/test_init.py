@@ -26,7 +26,7 @@ def test_every_exported_name_is_there() -> None:
 
 def test_functions_are_not_hidden_by_modules_of_their_name() -> None:
     code = """
-import wanda_ext.verify, wanda_ext.convert, wanda_ext.explain, wanda_ext.cli
+import wanda_ext.prune.verify, wanda_ext.checkpoint.convert, wanda_ext.packed.explain, wanda_ext.cli
 from wanda_ext import *
 print(callable(verify), callable(convert), callable(explain), callable(bench.tune))
 """
@@ -50,7 +50,7 @@ import os
 os.environ["XDG_CACHE_HOME"] = {str(tmp_path)!r}
 import torch, transformers.quantizers.auto
 import wanda_ext
-from wanda_ext import dispatch
+from wanda_ext.packed import dispatch
 print(torch.cuda.is_initialized(), dispatch._tables)
 """
     assert printed_by(code) == "False {}"

@@ -6,10 +6,11 @@ It needs neither a device nor a compiled part that loads, for it is what one run
 from __future__ import annotations
 
 import platform
-import sys
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
+
+from wanda_ext._version import __version__
 
 REBUILD = "run `{}pip install .` in the source tree"
 
@@ -25,7 +26,7 @@ def build_info() -> dict[str, Any]:
     "name", "capability" as "9.0"). `advice`: one sentence for each thing that is missing.
     """
     info: dict[str, Any] = {
-        "version": getattr(sys.modules.get("wanda_ext"), "__version__", None),
+        "version": __version__,
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "torch": None,

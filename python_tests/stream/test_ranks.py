@@ -13,6 +13,7 @@ from streamed import assert_same_tensors, saved
 
 from wanda_ext.stream.ranks import Ranks, device_of_rank, joined, launched
 
+TESTS = Path(__file__).parents[1]
 SCRIPT = """
 import sys
 import torch
@@ -27,7 +28,7 @@ wanda_ext.prune_checkpoint(src, dst, padded_batches(), progress=False, **options
 def launch(folder: Path, processes: int, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Runs SCRIPT in one process or, by torchrun, in several."""
     script = folder / "script.py"
-    script.write_text(f"import sys\nsys.path.insert(0, {str(Path(__file__).parents[1])!r})\n{SCRIPT}")
+    script.write_text(f"import sys\nsys.path.insert(0, {str(TESTS)!r})\n{SCRIPT}")
     command = [sys.executable]
     if processes > 1:
         run = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 import transformers
 
+from wanda_ext._version import __version__
+
 HEADS = (  # of the table; `ms` is the selection's time, `us` what one call of each kind takes
     *("linear", "shape", "dtype", "asked", "zeros", "score lost", "tokens", "ms"),
     *("packed us", "dense us", "path"),
@@ -149,8 +151,6 @@ def _microseconds(time: float | None) -> str:
 
 def versions() -> dict[str, str]:
     """Of what the result depends on."""
-    from wanda_ext import __version__
-
     return {
         "wanda_ext": __version__,
         "torch": torch.__version__,
