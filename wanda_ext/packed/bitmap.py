@@ -202,6 +202,9 @@ def surplus_of(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 # --- What may be wrong with a stored bitmap -------------------------------------------------------
+#
+# In clauses: first by its headers, then by its bits. The kernels read nothing outside of what they
+# are given, whatever it holds; but only a bitmap without a problem means the same weight to all.
 
 
 def headers_problem(headers: Mapping[str, TensorHeader]) -> str:

@@ -1,4 +1,9 @@
-"""SparseLinear24: a packed linear whose weight is 2:4, its metadata canonical in a state_dict."""
+"""SparseLinear24: a packed linear whose weight is 2:4, its metadata canonical in a state_dict.
+
+On a device (Product24) the metadata is in the order that kernels read there. Its shape tells which,
+so that it is never misread, whoever put it there: accelerate, for one, places tensors without
+asking a module.
+"""
 
 from __future__ import annotations
 

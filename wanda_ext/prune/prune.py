@@ -51,9 +51,9 @@ def prune_model(
     """Prunes the linears of a causal language model's decoder blocks in place.
 
     model: fp32, bf16 or fp16, in memory. calib: texts, tokens, a dataset, a file, "builtin", "c4",
-    "wikitext2" or a Hub id (see wanda_ext.calibration); unused by methods that need no inputs. sparsity:
-    0.5, "50%", "2:4", any "keep:group", Owl(...), a mapping glob -> sparsity, or a callable
-    (name, module).
+    "wikitext2" or a Hub id (see wanda_ext.calibration); unused by methods that need no inputs.
+    sparsity: 0.5, "50%", "2:4", any "keep:group", Owl(...), a mapping glob -> sparsity, or a
+    callable (name, module).
     tokenizer: for text; default: the model's own. seqlen: default min(2048, the model's context).
     device: where one block at a time is moved to; default: where the model is. ignore: globs of
     modules to leave alone. blocks: the path of the block list where it is not found. swap: put

@@ -1,7 +1,8 @@
 """The plots of report.html, as inline SVG: a heat map of kinds and blocks, a line plot of blocks.
 
-Colours are CSS classes and variables (STYLE in page.py), so that both colour schemes fit. Every plot
-has a title and a description for screen readers; each value is a tooltip, and stands in a table.
+Colours are CSS classes and variables (STYLE in page.py), so that both colour schemes fit. Every
+plot has a title and a description for screen readers; each value is a tooltip, and stands in a
+table.
 """
 
 from __future__ import annotations
