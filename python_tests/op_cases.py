@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-KINDS = ("normal", "ties", "zeros", "denormal", "large")
+KINDS = ("normal", "ties", "zeros", "denormal", "large", "powers")
 
 
 def generator(*seed: object) -> torch.Generator:
@@ -27,6 +27,11 @@ def values(shape: tuple[int, ...], dtype: torch.dtype, kind: str, g: torch.Gener
         return (normal * torch.finfo(dtype).smallest_normal).to(dtype)
     if kind == "large":
         return (normal.clamp(-4, 4) * (torch.finfo(dtype).max / 1024)).to(dtype)
+    if kind == "powers":  # of two, in some rows 2.0 alone: few bits, the highest of an exponent
+        exponents = torch.randint(1, 15, shape, generator=g)
+        if len(shape) > 1:
+            exponents[::2] = 1
+        return (2.0**exponents * normal.sign()).to(dtype)
     return normal.to(dtype)
 
 

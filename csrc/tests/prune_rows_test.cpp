@@ -102,6 +102,18 @@ void test_ties(DType dtype) {
   }
 }
 
+// Rows of one power of two from 2.0 on: their keys end in so many zeros that what lies one step
+// above them does not fit an int32.
+void test_powers_of_two(DType dtype) {
+  Matrix weight(dtype, 15, 4);
+  for (std::int64_t r = 0; r < weight.rows(); ++r) {
+    for (std::int64_t c = 0; c < 4; ++c) {
+      weight.set(r, c, std::ldexp(c % 2 ? -1.0f : 1.0f, static_cast<int>(r) + 1));
+    }
+  }
+  for (std::int64_t n_prune : {1, 3, 4}) test_against_sort(weight, {}, n_prune);
+}
+
 // Scores over the whole range of fp32, denormals included: the guesses interpolate badly here.
 void test_wild_scores() {
   Random random(3);
@@ -178,6 +190,7 @@ int main() {
   for (DType dtype : testing::kAllDTypes) {
     test_sizes(dtype);
     test_ties(dtype);
+    test_powers_of_two(dtype);
     test_bad_rows(dtype);
   }
   test_wild_scores();

@@ -96,7 +96,7 @@ def test_prune_rows(n: int, k: int, dtype: torch.dtype, kind: str, threads: int)
     weight, norm = values((n, k), dtype, kind, g), norms(k, kind, g)
     for n_prune in {0, 1, k // 2, int(k * 0.6), k - 1, k} & set(range(k + 1)):
         assert_same_prune("prune_rows_", weight, norm, n_prune)
-    assert_same_prune("prune_rows_", weight, None, k // 2)
+        assert_same_prune("prune_rows_", weight, None, n_prune)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

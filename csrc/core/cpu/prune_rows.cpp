@@ -15,7 +15,8 @@
 namespace wanda_ext {
 namespace {
 
-// Prunes every key below `key` and the first `ties` columns whose key is `key`.
+// Prunes every key below `key` and the first `ties` columns whose key is `key`. All keys of a row
+// that is pruned lie below kNonFiniteKey, and so does every cut but the one above them all.
 struct Cut {
   std::int32_t key;
   std::int64_t ties;
@@ -88,7 +89,11 @@ WANDA_EXT_INLINE Cut find_cut(const std::int32_t* keys, std::int64_t k, std::int
     }
     halve = high - low > width / 2;
   }
-  if (below_high == n_prune) return {high << range.shift, 0};
+  if (below_high == n_prune) {
+    // One above the highest key, if nothing was narrowed: it need not fit an int32.
+    const std::int64_t above = static_cast<std::int64_t>(high) << range.shift;
+    return {above < kNonFiniteKey ? static_cast<std::int32_t>(above) : kNonFiniteKey, 0};
+  }
   return {low << range.shift, n_prune - below_low};
 }
 

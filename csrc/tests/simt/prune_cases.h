@@ -45,7 +45,7 @@ inline void disturb_row(Random& random, PruneCase& test, std::int64_t row) {
   const std::int64_t k = test.k();
   const float value = random.uniform();
   const float limit = test.weight.dtype() == DType::kFloat16 ? 0x1p-24f : 0x1p-149f;
-  switch (random.below(7)) {
+  switch (random.below(8)) {
     case 0:  // all equal
       for (std::int64_t c = 0; c < k; ++c) test.set(row, c, random.below(2) ? value : -value);
       break;
@@ -66,6 +66,13 @@ inline void disturb_row(Random& random, PruneCase& test, std::int64_t row) {
     case 4: {
       const float bad[] = {NAN, INFINITY, -INFINITY};
       if (random.below(2)) test.set(row, random.below(k), bad[random.below(3)]);
+      break;
+    }
+    case 5: {  // powers of two, in some rows 2.0 alone: few bits, the highest of an exponent
+      const std::int64_t exponents = random.below(2) ? 1 : 15;
+      for (std::int64_t c = 0; c < k; ++c) {
+        test.set(row, c, std::ldexp(1.0f, static_cast<int>(1 + random.below(exponents))));
+      }
       break;
     }
     default:
