@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from wanda_ext.calibration import Batch
 from wanda_ext.interrupt import step
 from wanda_ext.methods import InputStatistic
-from wanda_ext.models import Block, Copies, Linear
+from wanda_ext.models import Block, Copies, ExpertSlice, Linear
 from wanda_ext.runner.capture import Call, Pool, capture, hidden_of, probe
+from wanda_ext.runner.eager import reads_of, uncompiled
 from wanda_ext.runner.inputs import InputSums, Share
 
 
@@ -26,6 +27,7 @@ class Walk:
 
     runner = "each block alone"  # for the report
 
+    @uncompiled
     @torch.no_grad()
     def __init__(
         self,
@@ -63,6 +65,7 @@ class Walk:
             self.hidden.append(hidden if self._copies is None else self._copies.at_home(hidden))
             self._calls.append(calls)
 
+    @uncompiled
     @torch.no_grad()
     def statistics(
         self, index: int, targets: Mapping[str, Linear], gram: bool = False
@@ -70,7 +73,8 @@ class Walk:
         """What enters the linears of block `index` over all batches, by name, in running order.
 
         `targets`: linears and slices of fused experts, by name in the block; one that is never
-        called is absent. gram: whether to sum x x^T too.
+        called is absent. gram: whether to sum x x^T too. Raises ValueError for a linear whose
+        weight is read though the linear is not called, so that its inputs are not seen.
         """
         if not targets:
             return {}
@@ -80,8 +84,26 @@ class Walk:
             with sums.watching(keep, self._orders.get(kind, ())) as called:
                 self._run(index, j, hidden)
             self._orders[kind] = called
-        return sums.result()
+        found = sums.result()
+        self._check_idle(index, {name: targets[name] for name in targets if name not in found})
+        return found
 
+    def _check_idle(self, index: int, targets: Mapping[str, Linear]) -> None:
+        """Whether what was never called is never read either; another pass, where there is any."""
+        linears = {n: t for n, t in targets.items() if not isinstance(t, ExpertSlice)}
+        if not linears:
+            return
+        for j, hidden in enumerate(self._inputs()):
+            with reads_of(linears) as read:
+                self._run(index, j, hidden)
+            if read:
+                raise ValueError(
+                    f"{self._names[index]}.{min(read)} is never called, but its weight is read: "
+                    "its inputs cannot be seen. Prune the model before it is scripted, or its "
+                    "linears are merged; or ignore it"
+                )
+
+    @uncompiled
     @torch.no_grad()
     def advance(self, index: int) -> None:
         """Runs block `index` as it is now; `hidden` becomes what enters the next one."""
@@ -92,6 +114,7 @@ class Walk:
             if called:
                 self._pass_on(index, j, out)
 
+    @uncompiled
     def output(self, index: int, j: int) -> Tensor | None:
         """What leaves block `index`, as it is now, for batch j; None where the model skips it.
 
