@@ -6,9 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny_models import FAMILIES, tiny_model
+from tiny_models import FAMILIES, changed, tiny_model, token_ids, weights_of
 from torch import nn
+from torch.nn.utils import prune
 
+import wanda_ext
 from wanda_ext.models.blocks import (
     check_prunable,
     check_weight,
@@ -20,6 +22,7 @@ from wanda_ext.models.blocks import (
     weight_shape,
 )
 from wanda_ext.packed.linear_24 import SparseLinear24
+from wanda_ext.prune import prune_model
 
 PATHS = {"opt": "model.decoder.layers", "bloom": "transformer.h", "gpt2": "transformer.h"}
 CPU = torch.device("cpu")
@@ -196,3 +199,31 @@ def test_weights_that_are_no_plain_floats():
     sharded.weight = nn.Parameter(sharded.weight.detach().as_subclass(DTensor))
     with pytest.raises(ValueError, match=r"fc\.weight is a DTensor, a quantized or distributed"):
         check_weight("fc", sharded)
+
+
+@pytest.mark.parametrize(
+    "computed",
+    [
+        torch.nn.utils.parametrizations.weight_norm,
+        torch.nn.utils.parametrizations.spectral_norm,
+        torch.nn.utils.weight_norm,
+        lambda linear: prune.random_unstructured(linear, "weight", 0.5),
+    ],
+)
+def test_weights_that_are_computed_are_refused(computed):
+    model = tiny_model()
+    computed(model.model.layers[1].mlp.up_proj)
+    before = weights_of(model)
+    with pytest.raises(ValueError, match=r"layers\.1\.mlp\.up_proj\.weight is computed anew"):
+        prune_model(model, token_ids(), "2:4", swap=False, progress=False)
+    assert changed(model, before) == []
+    report = prune_model(
+        model, token_ids(), "2:4", ignore="*.1.mlp.up_proj", swap=False, progress=False
+    )
+    assert len(report.pruned) == 20
+    outcome = wanda_ext.swap_linears(model)
+    assert "computed anew" in outcome["model.layers.1.mlp.up_proj"]
+    with pytest.raises(ValueError, match="down_proj"):  # a repair, of a prune that torch did
+        victim = tiny_model()
+        prune.l1_unstructured(victim.model.layers[0].mlp.down_proj, "weight", 0.5)
+        wanda_ext.repair(victim, tiny_model(), token_ids(), progress=False)

@@ -19,6 +19,7 @@ from wanda_ext.packed import (
     PackedLinear,
     cannot_run,
     check_tokens,
+    computes_weight,
     find_groups,
     merged,
     not_faster,
@@ -123,6 +124,8 @@ def stay_dense(model: nn.Module) -> dict[str, str]:
             reasons[name] = f"shares its weight with {', '.join(shared)}"
         elif name.endswith(".base_layer"):
             reasons[name] = "has an adapter; merge it first"
+        elif computes_weight(module):
+            reasons[name] = "its weight is computed anew for every call; make it a parameter first"
         elif _is_hooked(module):
             reasons[name] = "carries hooks, which packing would drop; remove them first"
         elif not _is_plain(module):

@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from wanda_ext.models.experts import ExpertSlice, expert_slices
 from wanda_ext.ops import FLOATS
-from wanda_ext.packed import PackedLinear
+from wanda_ext.packed import PackedLinear, computes_weight
 
 # How configs call their number of blocks: an encoder-decoder's own count, and the one of models
 # that count the halves of a block in the first.
@@ -210,6 +210,12 @@ def _check_not_quantized(model: nn.Module) -> None:
 
 def check_weight(name: str, module: Linear) -> None:
     """Raises ValueError, naming the linear, where its weight is no plain float matrix."""
+    if not isinstance(module, ExpertSlice) and computes_weight(module):
+        raise ValueError(
+            f"{name}.weight is computed anew for every call, and zeros in it would be lost: make "
+            "it a parameter first (torch.nn.utils.parametrize.remove_parametrizations, or "
+            "prune.remove), or ignore it"
+        )
     weight = module.weight
     kind = type(weight.data if isinstance(weight, Tensor) else weight)
     if kind is not Tensor:

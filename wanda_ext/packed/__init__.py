@@ -20,7 +20,7 @@ from wanda_ext.packed.formats import (
     stored_linears,
 )
 from wanda_ext.packed.fuse import FusedLinear24, find_groups, merged
-from wanda_ext.packed.linear import PackedLinear, is_conv1d, row_major
+from wanda_ext.packed.linear import PackedLinear, computes_weight, is_conv1d, row_major
 from wanda_ext.packed.linear_24 import Product24, SparseLinear24
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "SparseLinearBitmap",
     "cannot_run",
     "check_tokens",
+    "computes_weight",
     "expected_bytes",
     "explain",
     "find_groups",

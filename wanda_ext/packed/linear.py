@@ -149,6 +149,12 @@ def is_conv1d(kind: type[nn.Module]) -> bool:
     return ("transformers.pytorch_utils", "Conv1D") in names
 
 
+def computes_weight(module: nn.Module) -> bool:
+    """Whether `weight` is no parameter of its own, but made anew for every call: by a
+    parametrization (weight_norm, spectral_norm), or by torch.nn.utils.prune."""
+    return "weight" not in module._parameters
+
+
 def row_major(dense: nn.Module) -> Tensor:
     """The weight [n, k] of an nn.Linear, or of a Conv1D, which stores its transpose."""
     transposed = is_conv1d(type(dense))

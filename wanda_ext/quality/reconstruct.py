@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from wanda_ext.finetune import hold_masks
-from wanda_ext.models import ExpertSlice, Linear, targets_of_block
+from wanda_ext.models import ExpertSlice, Linear, check_weight, targets_of_block, weight_of
 from wanda_ext.runner import Walk
 
 WARM_UP = 0.05  # the share of the steps in which they grow; then they shrink like a cosine
@@ -56,10 +56,11 @@ def pruned_weights(block: nn.Module, dense: nn.Module) -> list[PrunedWeight]:
     found: dict[int, PrunedWeight] = {}
     twins = targets_of_block(dense)
     for name, target in targets_of_block(block).items():
-        weight, bias = _parameters(target)
-        pruned = (weight.detach() == 0).cpu() & (_parameters(twins[name])[0].detach() != 0).cpu()
-        if pruned.any() and weight.detach().any():
-            found[id(weight)] = PrunedWeight(weight, bias)
+        weight, of_dense = _whole_weight(target), _whole_weight(twins[name])
+        if ((weight == 0).cpu() & (of_dense != 0).cpu()).any() and weight.any():
+            check_weight(name, target)
+            one = PrunedWeight(*_parameters(target))
+            found[id(one.weight)] = one
     return list(found.values())
 
 
@@ -152,6 +153,14 @@ def _mean_square(parts: Iterable[Tensor]) -> float:
     """Over all entries of all parts, in float64."""
     sums = [(part.square().sum(dtype=torch.float64), part.numel()) for part in parts]
     return sum(float(total) for total, _ in sums) / sum(count for _, count in sums)
+
+
+def _whole_weight(target: Linear) -> Tensor:
+    """Of a linear, or what an expert's slice is of."""
+    if isinstance(target, ExpertSlice):
+        whole: Tensor = getattr(target.owner, target.parameter)
+        return whole.detach()
+    return weight_of(target)
 
 
 def _parameters(target: Linear) -> tuple[nn.Parameter, nn.Parameter | None]:
