@@ -13,7 +13,7 @@ from models_24 import model_24
 from torch import nn
 
 import wanda_ext
-from wanda_ext import bench
+from wanda_ext.bench import tuning
 from wanda_ext.bench.tuning import Tuning, candidates, tune
 from wanda_ext.checkpoint.save import swap_linears
 from wanda_ext.packed import dispatch, dispatch_table
@@ -51,9 +51,9 @@ def watch(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(bench, "Stopwatch", Watch)
+    monkeypatch.setattr(tuning, "Stopwatch", Watch)
     weights = namedtuple("Weights", ("dtype", "n", "k", "device"))
-    monkeypatch.setattr(bench, "Weights", weights)
+    monkeypatch.setattr(tuning, "Weights", weights)
     return made_up
 
 
@@ -117,7 +117,7 @@ def test_refused_kernels_do_not_win_and_are_told(watch):
 
 
 def test_no_row_where_all_kernels_are_refused(watch):
-    watch.refusals |= {(SKINNY, splits): "wrong" for splits in bench.SPLITS}
+    watch.refusals |= {(SKINNY, splits): "wrong" for splits in tuning.SPLITS}
     watch.refusals[WIDE, 1] = "wrong"
     with pytest.warns(UserWarning, match="wide in 1 splits: wrong"):
         assert tune([(4096, 4096)], (1,), **QUIET).rows == ()
