@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -294,6 +295,9 @@ def test_wheel_from_sdist(tmp_path: Path) -> None:
     shutil.copytree(ROOT, tree, ignore=ignore)
     run(sys.executable, "setup.py", "-q", "sdist", "-d", tmp_path, directory=tree)
     (sdist,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive_of_sources:
+        held = {name.partition("/")[2] for name in archive_of_sources.getnames()}
+    assert {p.relative_to(ROOT).as_posix() for p in ROOT.glob("[a-z]*/*.md")} <= held
 
     pip = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation"]
     run(*pip, "-w", tmp_path, sdist, directory=tmp_path, WANDA_EXT_CUDA="0")

@@ -138,9 +138,9 @@ def native_archs(known: set[str]) -> list[str]:
     capabilities = gpu_capabilities()
     if not capabilities:
         raise BuildError(
-            f"WANDA_EXT_CUDA_ARCHS={NATIVE}, but neither nvidia-smi nor torch finds a GPU here. Set "
-            "it to the compute capability of the GPU to build for, such as 90, or leave it out to "
-            "build for all"
+            f"WANDA_EXT_CUDA_ARCHS={NATIVE}, but neither nvidia-smi nor torch finds a GPU here: "
+            "set it to the compute capability of the GPU to build for, such as 90, or leave it out "
+            "to build for all"
         )
     archs = [f"{major}{minor}" for major, minor in capabilities]
     for capability, arch in zip(capabilities, archs, strict=True):
@@ -154,8 +154,8 @@ def native_archs(known: set[str]) -> list[str]:
             newest = max(known, key=int)
             raise BuildError(
                 f"WANDA_EXT_CUDA_ARCHS={NATIVE}, and a GPU here is of architecture {arch}, which "
-                f"this nvcc does not know: install a newer CUDA toolkit, or set it to {newest}+PTX, "
-                "which the driver compiles for newer GPUs"
+                "this nvcc does not know: install a newer CUDA toolkit, or set it to "
+                f"{newest}+PTX, which the driver compiles for newer GPUs"
             )
     return [*archs[:-1], f"{archs[-1]}+PTX"]
 
