@@ -1,5 +1,5 @@
 """Builds wanda_ext._C and, for GPUs of compute capability 9.0, wanda_ext._C_sm90a. What it reads
-from the environment: see README.md, "Build options".
+from the environment: see wanda_ext/README.md, "Build options".
 """
 
 from __future__ import annotations
@@ -164,7 +164,10 @@ def extensions() -> list[Extension]:
             built.append(wgmma_extension(cuda))
         about = f"CUDA in {cuda.home} for {';'.join(cuda.archs)}, {'' if wgmma else 'no '}wgmma"
     jobs = os.environ.setdefault("MAX_JOBS", str(backend.max_jobs()))
-    print(f"wanda_ext: torch {torch.__version__}, {about}, {jobs} jobs", flush=True)
+    files = [file for extension in built for file in extension.sources]
+    cu = sum(file.endswith(".cu") for file in files)
+    work = f"{len(files) - cu} C++ and {cu} CUDA files, {jobs} jobs"
+    print(f"wanda_ext: torch {torch.__version__}, {about}: {work}", flush=True)
     return built
 
 

@@ -21,7 +21,7 @@ ROOMS = (
     *("cli", "__init__"),  # the command line is a user of the public names
     *("quality", "stream", "prune", "runner", "bench", "report", "calibration", "models"),
     *("finetune", "checkpoint", "packed", "methods", "files", "ops"),
-    *("reference", "stopped", "interrupt", "info", "_build_backend", "_version"),
+    *("reference", "info", "interrupt", "stopped", "_version", "_build_backend"),
     *("_C", "_C_sm90a"),
 )
 NO_TRANSFORMERS = ROOMS[ROOMS.index("packed") :]  # from here down

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -95,6 +96,78 @@ def test_given_archs(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_bad_archs(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDA_EXT_CUDA_ARCHS", text)
     assert "expected such as 80;90a;120+PTX" in message(backend.cuda_archs, {"80"})
+
+
+@pytest.fixture
+def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Puts one in front of PATH that prints a text where it is asked for compute capabilities."""
+
+    def install(says: str, status: int = 0) -> None:
+        asked = '[ "$*" = "--query-gpu=compute_cap --format=csv,noheader" ] || exit 9'
+        program = f"#!/bin/sh\n{asked}\nprintf '{says}'\nexit {status}\n"
+        make_file(tmp_path / "bin/nvidia-smi", program).chmod(0o755)
+
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+    monkeypatch.setenv("WANDA_EXT_CUDA_ARCHS", "native")
+    return install
+
+
+KNOWN = {"75", "80", "86", "89", "90", "100", "120"}
+
+
+@pytest.mark.parametrize(
+    ("says", "archs"),
+    [
+        ("9.0\\n", ["90+PTX"]),
+        ("8.6\\n", ["86+PTX"]),
+        ("12.0\\n9.0\\n9.0\\n8.0\\n", ["80", "90", "120+PTX"]),
+    ],
+)
+def test_native_archs(says: str, archs: list[str], nvidia_smi: Callable[[str], None]) -> None:
+    nvidia_smi(says)
+    assert backend.cuda_archs(KNOWN) == archs
+
+
+def test_native_archs_that_cannot_be(nvidia_smi: Callable[[str], None]) -> None:
+    nvidia_smi("9.0\\n7.5\\n")
+    assert "has compute capability 7.5; the kernels need 8.0" in message(backend.cuda_archs, KNOWN)
+    nvidia_smi("10.3\\n")
+    told = message(backend.cuda_archs, KNOWN)
+    assert "of architecture 103, which this nvcc does not know" in told
+    assert "set it to 120+PTX" in told
+
+
+def test_native_archs_without_a_gpu(
+    nvidia_smi: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for says, status in (("No devices were found\\n", 6), ("", 0), ("[N/A]\\n", 0)):
+        nvidia_smi(says, status)
+        told = message(backend.cuda_archs, KNOWN)
+        assert "neither nvidia-smi nor torch finds a GPU" in told
+        assert "such as 90, or leave it out" in told
+    (tmp_path / "bin/nvidia-smi").unlink()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "neither nvidia-smi nor torch" in message(backend.cuda_archs, KNOWN)
+
+
+def test_native_archs_by_torch(
+    nvidia_smi: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nvidia_smi('Field "compute_cap" is not a valid field to query.\\n', 2)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    monkeypatch.setattr("torch.cuda.get_device_capability", [(9, 0), (8, 0), (9, 0)].__getitem__)
+    assert backend.cuda_archs(KNOWN) == ["80", "90+PTX"]
+
+
+def test_archs_ask_for_a_toolkit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "cuda_candidates", lambda mode: [tmp_path])
+    for archs in ("native", "80;90"):
+        monkeypatch.setenv("WANDA_EXT_CUDA_ARCHS", archs)
+        told = message(backend.find_cuda_home, "auto")
+        assert f"WANDA_EXT_CUDA_ARCHS={archs}, but no CUDA toolkit was found" in told
+        assert backend.find_cuda_home("0") is None
 
 
 def test_gencode_flags() -> None:
@@ -222,6 +295,9 @@ def test_wheel_from_sdist(tmp_path: Path) -> None:
     shutil.copytree(ROOT, tree, ignore=ignore)
     run(sys.executable, "setup.py", "-q", "sdist", "-d", tmp_path, directory=tree)
     (sdist,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive_of_sources:
+        held = {name.partition("/")[2] for name in archive_of_sources.getnames()}
+    assert {p.relative_to(ROOT).as_posix() for p in ROOT.glob("[a-z]*/*.md")} <= held
 
     pip = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation"]
     run(*pip, "-w", tmp_path, sdist, directory=tmp_path, WANDA_EXT_CUDA="0")

@@ -48,7 +48,14 @@ TESTED_WITH = {  # modules whose tests are in another's file
     "_build_backend": "build",
     "_version": "house",
 }
-MORE_TESTS = {"docs", "gpu", "house", "init", "models/families"}  # of no module, or of all
+MORE_TESTS = {
+    "docs",
+    "gpu",
+    "house",
+    "init",
+    "checkpoint/mutants",
+    "models/families",
+}  # of no module, or of all
 
 
 # --- Rooms ----------------------------------------------------------------------------------------
@@ -226,7 +233,7 @@ def test_paths_named_in_documents_exist() -> None:
         text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
         for name in re.findall(r"`([\w.-]+(?:/[\w.-]+)+)/?`", text):
             if not name.startswith("torch/") and "X" not in name:  # test_X.py
-                near = (name, f"csrc/{name}")  # csrc/README.md names its own files
+                near = (name, f"{document.rpartition('/')[0]}/{name}")  # or of its own folder
                 known = any(f"{file}/".startswith(f"{n}/") for file in listed for n in near)
                 assert known, f"{document} names {name}"
 
@@ -245,18 +252,32 @@ def measured(file: str, keys: str) -> float:
     return float(value)
 
 
-def test_figures_in_readme_are_the_measured_ones() -> None:
-    section = README.split("\n## Measured\n")[1].split("\n## ")[0]
+WITH_FIGURES = {"README.md": 1, "benchmarks/README.md": 10, "wanda_ext/README.md": 0}
+
+
+def test_figures_in_documents_are_the_measured_ones() -> None:
     with_source = r"<!-- results: (\S+)\n(.*?) -->\n((?:\|[^\n]*\n)+)"
-    tables = re.findall(with_source, section, re.DOTALL)
-    assert len(tables) == section.count("\n|---") > 0, "a table without its source"
-    for file, columns, table in tables:
-        for row in table.splitlines()[2:]:
-            label, *cells = (cell.strip() for cell in row.strip("|").split("|"))
-            for cell, keys in zip(cells, columns.splitlines(), strict=True):
-                value = measured(file, keys.format(row=label))
-                decimals = len(cell.partition(".")[2])
-                assert f"{value:,.{decimals}f}" == cell, keys.format(row=label)
+    for document, count in WITH_FIGURES.items():
+        text = (ROOT / document).read_text(encoding="utf-8")
+        tables = re.findall(with_source, text, re.DOTALL)
+        assert len(tables) == text.count("<!-- results:") == count, f"{document}: a broken comment"
+        for file, columns, table in tables:
+            for row in table.splitlines()[2:]:
+                label, *cells = (cell.strip() for cell in row.strip("|").split("|"))
+                for cell, keys in zip(cells, columns.splitlines(), strict=True):
+                    value = measured(file, keys.format(row=label))
+                    decimals = len(cell.partition(".")[2])
+                    assert f"{value:,.{decimals}f}" == cell, (document, keys.format(row=label))
+
+
+def test_every_table_of_figures_has_its_source() -> None:
+    table = r"((?:^[^\n|]*\n)?)^\|[^\n]*\n\|[-|]+\n((?:\|[^\n]*\n)+)"
+    for document in WITH_FIGURES:
+        text = (ROOT / document).read_text(encoding="utf-8")
+        for above, rows in re.findall(table, text, re.MULTILINE):
+            cells = [cell.strip() for row in rows.splitlines() for cell in row.split("|")[2:-1]]
+            figures = sum(re.fullmatch(r"[\d,]*\d\.\d+", cell) is not None for cell in cells)
+            assert not figures or above.endswith("-->\n"), f"{document}: {rows}"
 
 
 def test_one_version() -> None:

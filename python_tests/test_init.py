@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 from fresh_python import run_python
-from house import README
-from tiny_models import tiny_model, tiny_tokenizer
 
 import wanda_ext
 
@@ -70,20 +67,3 @@ def test_build_info_is_the_modules() -> None:
     info = wanda_ext.build_info()
     assert info["version"] == wanda_ext.__version__
     assert info["compiled"] is not None
-
-
-def test_the_example_in_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    tiny_model().save_pretrained("tiny")
-    tiny_tokenizer().save_pretrained("tiny")
-    example = README.split("```python\n")[1].split("```")[0]
-    for theirs, ours in (
-        ('"meta-llama/Llama-3.1-8B"', '"tiny"'),
-        ('"c4"', '["some words to calibrate with. "] * 1000, nsamples=4'),
-    ):
-        assert example.count(theirs) == 1
-        example = example.replace(theirs, ours)
-    names: dict[str, object] = {}
-    exec(example, names)
-    packed = [m for m in names["model"].modules() if isinstance(m, wanda_ext.SparseLinear24)]
-    assert len(packed) == 3 * 7

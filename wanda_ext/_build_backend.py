@@ -24,6 +24,8 @@ CUTLASS_VERSION = "4.2.0"
 CUTLASS_WHEEL = "nvidia-cutlass==4.2.0.0"  # its headers are those of tag v4.2.0, byte for byte
 CUDA_WHEELS = "cuda-toolkit[nvcc,crt,nvvm,cccl,cudart]==13.0.*"
 PORTABLE_ARCHS = ("80", "86", "89", "90", "100", "120")
+OLDEST_CAPABILITY = (8, 0)
+NATIVE = "native"  # of WANDA_EXT_CUDA_ARCHS: the GPUs that are here
 
 
 class BuildError(SystemExit):
@@ -69,6 +71,12 @@ def find_cuda_home(mode: str) -> Path | None:
             f"in one of: {', '.join(map(str, candidates))}). Set CUDA_HOME, or WANDA_EXT_CUDA=pypi "
             "to fetch nvcc from PyPI, or WANDA_EXT_CUDA=0 to build for the CPU"
         )
+    if mode == "auto" and (archs := os.environ.get("WANDA_EXT_CUDA_ARCHS", "").strip()):
+        raise BuildError(
+            f"WANDA_EXT_CUDA_ARCHS={archs}, but no CUDA toolkit was found to compile for it. Set "
+            "CUDA_HOME, or WANDA_EXT_CUDA=pypi to fetch nvcc from PyPI, or WANDA_EXT_CUDA=0 to "
+            "build for the CPU"
+        )
     if mode == "pypi":
         raise BuildError(
             "WANDA_EXT_CUDA=pypi, but nvcc is not installed here. Without build isolation, run "
@@ -106,9 +114,12 @@ def fetch_cutlass(root: Path = ROOT) -> Path:
 
 
 def cuda_archs(known: set[str]) -> list[str]:
-    """WANDA_EXT_CUDA_ARCHS, such as "80;90a+PTX"; by default what nvcc knows of PORTABLE_ARCHS."""
-    given = os.environ.get("WANDA_EXT_CUDA_ARCHS", "")
-    archs = re.split(r"[;,\s]+", given.strip().replace(".", "")) if given.strip() else []
+    """WANDA_EXT_CUDA_ARCHS, such as "80;90a+PTX" or "native"; by default what nvcc knows of
+    PORTABLE_ARCHS."""
+    given = os.environ.get("WANDA_EXT_CUDA_ARCHS", "").strip()
+    if given == NATIVE:
+        return native_archs(known)
+    archs = re.split(r"[;,\s]+", given.replace(".", "")) if given else []
     if not archs:
         archs = [arch for arch in PORTABLE_ARCHS if arch in known]
         if not archs:
@@ -116,8 +127,58 @@ def cuda_archs(known: set[str]) -> list[str]:
         archs[-1] += "+PTX"  # the driver compiles it for devices newer than this list
     for arch in archs:
         if not re.fullmatch(r"\d{2,3}[af]?(\+PTX)?", arch):
-            raise BuildError(f"WANDA_EXT_CUDA_ARCHS has {arch!r}; expected such as 80;90a;120+PTX")
+            raise BuildError(
+                f"WANDA_EXT_CUDA_ARCHS has {arch!r}; expected such as 80;90a;120+PTX, or {NATIVE}"
+            )
     return archs
+
+
+def native_archs(known: set[str]) -> list[str]:
+    """Those of the GPUs that are here, and PTX of the newest."""
+    capabilities = gpu_capabilities()
+    if not capabilities:
+        raise BuildError(
+            f"WANDA_EXT_CUDA_ARCHS={NATIVE}, but neither nvidia-smi nor torch finds a GPU here: "
+            "set it to the compute capability of the GPU to build for, such as 90, or leave it out "
+            "to build for all"
+        )
+    archs = [f"{major}{minor}" for major, minor in capabilities]
+    for capability, arch in zip(capabilities, archs, strict=True):
+        if capability < OLDEST_CAPABILITY:
+            raise BuildError(
+                f"WANDA_EXT_CUDA_ARCHS={NATIVE}, and a GPU here has compute capability "
+                f"{capability[0]}.{capability[1]}; the kernels need 8.0 or newer. Name the others, "
+                "such as 80;90, or set WANDA_EXT_CUDA=0 to build for the CPU"
+            )
+        if arch not in known:
+            newest = max(known, key=int)
+            raise BuildError(
+                f"WANDA_EXT_CUDA_ARCHS={NATIVE}, and a GPU here is of architecture {arch}, which "
+                "this nvcc does not know: install a newer CUDA toolkit, or set it to "
+                f"{newest}+PTX, which the driver compiles for newer GPUs"
+            )
+    return [*archs[:-1], f"{archs[-1]}+PTX"]
+
+
+def gpu_capabilities() -> list[tuple[int, int]]:
+    """Compute capabilities of the GPUs here, each once, the oldest first: (9, 0) is 9.0.
+
+    By nvidia-smi, which sees them all; where it is missing or too old to tell, by torch.
+    """
+    command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        told = re.findall(r"^(\d+)\.(\d)\s*$", done.stdout, re.MULTILINE)
+    except (OSError, subprocess.TimeoutExpired):
+        told = []
+    found = {(int(major), int(minor)) for major, minor in told}
+    if not found and util.find_spec("torch"):
+        import torch
+
+        if torch.cuda.is_available():
+            count = torch.cuda.device_count()
+            found = {torch.cuda.get_device_capability(index) for index in range(count)}
+    return sorted(found)
 
 
 def gencode_flags(archs: list[str]) -> list[str]:

@@ -5,13 +5,52 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <cstddef>
+#include <cstdio>
+
 #include "wanda_ext/status.h"
 
 namespace wanda_ext {
 namespace cuda {
 
-inline Status status_of(const char* op, cudaError_t error) {
+// What this file was compiled for, in nvcc's numbers: 800 is compute capability 8.0.
+#if defined(__CUDA_ARCH_LIST__)
+constexpr int kBuiltFor[] = {__CUDA_ARCH_LIST__};
+#else  // by the host tests' compiler
+constexpr int kBuiltFor[] = {800, 900};
+#endif
+
+// The current device has no image of a kernel: which device it is, what there is, what to do.
+// Static, as is status_of, because files differ in what they were compiled for.
+static inline Status no_image(const char* op) {
+  cudaDeviceProp device = {};
+  int index = 0;
+  if (cudaGetDevice(&index) != cudaSuccess ||
+      cudaGetDeviceProperties(&device, index) != cudaSuccess) {
+    device = {};
+  }
+  char built_for[80] = "";
+  std::size_t length = 0;
+  for (const int arch : kBuiltFor) {
+    if (length + 8 > sizeof(built_for)) break;
+    length += static_cast<std::size_t>(std::snprintf(built_for + length, sizeof(built_for) - length,
+                                                     "%s%d.%d", length == 0 ? "" : ", ", arch / 100,
+                                                     arch / 10 % 10));
+  }
+  return make_error(StatusCode::kUnsupported,
+                    "%s: %.50s has compute capability %d.%d, and this build has no kernel for it, "
+                    "only for %s; run `WANDA_EXT_CUDA_ARCHS=native pip install -v .` in the source "
+                    "tree",
+                    op, device.name, device.major, device.minor, built_for);
+}
+
+static inline Status status_of(const char* op, cudaError_t error) {
   if (error == cudaSuccess) return {};
+  // Of the three the last is PTX that is newer than the driver.
+  if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction ||
+      error == cudaErrorUnsupportedPtxVersion) {
+    return no_image(op);
+  }
   return make_error(StatusCode::kCudaError, "%s: CUDA failed: %s", op, cudaGetErrorString(error));
 }
 

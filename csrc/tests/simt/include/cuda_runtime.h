@@ -11,7 +11,14 @@
 #include "../simt.h"
 
 typedef struct CUstream_st* cudaStream_t;
-enum cudaError_t { cudaSuccess, cudaErrorInvalidValue, cudaErrorLaunchFailure };
+enum cudaError_t {
+  cudaSuccess,
+  cudaErrorInvalidValue,
+  cudaErrorLaunchFailure,
+  cudaErrorInvalidDeviceFunction,
+  cudaErrorNoKernelImageForDevice,
+  cudaErrorUnsupportedPtxVersion
+};
 
 // --- Devices -------------------------------------------------------------------------------------
 
@@ -23,7 +30,8 @@ struct Device {
 // The last ones have so few SMs that each works on much of a small problem.
 constexpr std::array<Device, 7> kDevices = {
     {{8, 0, 108}, {9, 0, 132}, {7, 5, 40}, {12, 0, 170}, {8, 0, 1}, {8, 0, 3}, {9, 0, 7}}};
-inline int device = 0;  // the current one
+inline int device = 0;                         // the current one
+inline cudaError_t image_error = cudaSuccess;  // what asking for a kernel's image gives
 
 }  // namespace simt
 
@@ -43,6 +51,15 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
                                                             : device.minor;
   return cudaSuccess;
 }
+struct cudaDeviceProp {
+  char name[256];
+  int major, minor;
+};
+inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int index) {
+  const simt::Device& device = simt::kDevices[static_cast<std::size_t>(index)];
+  *properties = {"A device of the tests", device.major, device.minor};
+  return cudaSuccess;
+}
 
 // --- Kernels -------------------------------------------------------------------------------------
 
@@ -59,10 +76,11 @@ template <typename... Parameters>
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, void (*)(Parameters...)) {
   const simt::Device& device = simt::kDevices[static_cast<std::size_t>(simt::device)];
   attributes->ptxVersion = device.major * 10 + device.minor;
-  return cudaSuccess;
+  return simt::image_error;
 }
 template <typename... Parameters>
 cudaError_t cudaFuncSetAttribute(void (*kernel)(Parameters...), cudaFuncAttribute, int value) {
+  if (simt::image_error != cudaSuccess) return simt::image_error;
   const auto bytes = static_cast<std::size_t>(value);
   if (bytes > simt::kMaxDynamicShared) {
     simt::fail("%zu bytes of dynamic shared memory", bytes);
@@ -91,6 +109,7 @@ struct cudaLaunchConfig_t {
 template <typename... Parameters, typename... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                Arguments&&... arguments) {
+  if (simt::image_error != cudaSuccess) return simt::image_error;
   const auto granted = simt::granted_shared.find(reinterpret_cast<const void*>(kernel));
   const std::size_t most =
       granted != simt::granted_shared.end() ? granted->second : simt::kMaxStaticShared;
