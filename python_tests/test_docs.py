@@ -104,7 +104,7 @@ def test_every_block_runs_or_says_why_not() -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("calm")  # a tiny model is faster on one thread
-@pytest.mark.parametrize("document", filter(to_run, READMES), ids=name_of)
+@pytest.mark.parametrize("document", [*filter(to_run, READMES)], ids=name_of)
 def test_examples_run(
     document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
