@@ -9,7 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from wanda_ext import ops
-from wanda_ext.bitmap_checks import RECORD, ROOM, SURPLUS, headers_problem, tensors_problem
+from wanda_ext.bitmap_checks import (
+    RECORD,
+    ROOM,
+    SURPLUS,
+    headers_problem,
+    masks_problem,
+    tensors_problem,
+)
 from wanda_ext.directory import TensorHeader
 from wanda_ext.op_checks import MAX_SURPLUS_COLS
 from wanda_ext.packed_linear import PackedLinear
@@ -158,6 +165,11 @@ class SparseLinearBitmap(PackedLinear):
         own = [self.out_features, self.in_features]
         if stored is not None and not stored.is_meta and stored.tolist() != own:  # padding hides it
             rest[-1].append(f"size mismatch for {prefix}weight: {stored.tolist()}, here {own}")
+            return
+        mask = state_dict.get(f"{prefix}mask")
+        known = mask is not None and mask.shape == self.mask.shape and not mask.is_meta
+        if known and (invalid := masks_problem(mask.to(torch.int32))):
+            rest[-1].append(f"{prefix.rstrip('.') or 'the bitmap'} {invalid}")
             return
         super()._load_from_state_dict(state_dict, prefix, *rest, **options)
 
