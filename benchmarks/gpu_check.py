@@ -54,13 +54,13 @@ NCU = Tool(
         *("--section", "SchedulerStats", "--section", "WarpStateStats"),
         *("--section", "LaunchStats", "--section", "Occupancy"),
     ),
-    "install Nsight Compute, which comes with the CUDA toolkit",
+    "install Nsight Compute, which is part of the CUDA toolkit",
 )
 
 
 def sanitizer(tool: str) -> Tool:
     options = ("--tool", tool, "--error-exitcode", "9")
-    return Tool("compute-sanitizer", options, "install it; it comes with the CUDA toolkit")
+    return Tool("compute-sanitizer", options, "install it; it is part of the CUDA toolkit", tool)
 
 
 def steps(prepared: Path, out: Path) -> tuple[Step, ...]:
@@ -206,8 +206,8 @@ def read_prepared(prepared: Path) -> dict[str, Any]:
     wanted = (about["python"], about["machine"])
     if here != wanted:
         raise PrepareError(
-            f"{prepared} is for CPython {wanted[0]} on {wanted[1]}, this is {here[0]} on {here[1]}; "
-            "run it with that, or prepare it for this one"
+            f"{prepared} is for CPython {wanted[0]} on {wanted[1]}, and this is {here[0]} on "
+            f"{here[1]}; run it with that one, or prepare it for this"
         )
     return about
 

@@ -190,7 +190,7 @@ def _first(wrong: list[str]) -> str:
 
 
 def times_of(cell: Cell) -> tuple[str, float, float] | None:
-    """The fastest kernel with its splits, its time and cuBLAS's, us a call; None: one is missing."""
+    """The fastest kernel with its splits; us a call of it and of cuBLAS; None: one is missing."""
     times = cell["us"]
     if "cuBLAS" not in times:
         return None

@@ -32,11 +32,12 @@ SUMMARY = re.compile(r"^=+ (?:\w+ )?SUMMARY: (.*)")  # a sanitizer's last word
 
 @dataclass(frozen=True)
 class Tool:
-    """A program that runs others; `get` says where it comes from."""
+    """A program that runs others; `get` says where it comes from, `does` what it does."""
 
     name: str
     options: tuple[str, ...]
     get: str
+    does: str = ""
 
     def found(self, environ: Mapping[str, str] = os.environ) -> str | None:
         homes = [environ.get("CUDA_HOME", ""), environ.get("CUDA_PATH", ""), "/usr/local/cuda"]
@@ -196,7 +197,7 @@ class _Running:
             errors="replace",
             start_new_session=True,
         )
-        reader = threading.Thread(target=self._read, args=(process, argv), daemon=True)
+        reader = threading.Thread(target=self._read, args=(process, command), daemon=True)
         reader.start()
         in_time = self._wait(process, left)
         reader.join(timeout=GRACE)
@@ -206,7 +207,7 @@ class _Running:
             made.unlink()
         return self._end(name, process.returncode, in_time, left)
 
-    def _read(self, process: subprocess.Popen[str], argv: list[str]) -> None:
+    def _read(self, process: subprocess.Popen[str], command: Command) -> None:
         assert process.stdout is not None
         for line in process.stdout:
             self.log.write(line)
@@ -216,17 +217,9 @@ class _Running:
             if result is not None:
                 self.lost = result.get("lost", "")
                 self.record(result)
-            elif summary:
-                self.record(
-                    {"cell": f"{self.step.name} of {self.log_name(argv)}", "summary": summary[1]}
-                )
-
-    @staticmethod
-    def log_name(argv: list[str]) -> str:
-        """ "memcheck of linear_24" of a sanitizer's command line."""
-        programs = [Path(part).name for part in argv[1:] if Path(part).is_file()]
-        tools = [part for part in argv if part.endswith("check") and not part.startswith("-")]
-        return " of ".join([*tools[:1], *programs[:1]])
+            elif summary and command.tool is not None:
+                name = f"{command.tool.does} of {Path(command.argv[0]).name}"
+                self.record({"cell": name, "summary": summary[1]})
 
     @staticmethod
     def _wait(process: subprocess.Popen[str], seconds: float) -> bool:
