@@ -1,7 +1,9 @@
-// The dense matrix product that packed linears are compared with: cuBLAS, called as torch.mm calls it.
+// The dense matrix product that packed linears are compared with: cuBLAS, called as torch.mm calls
+// it.
 //
 // cuBLAS is looked for when a program runs: WANDA_EXT_CUBLAS is its file, or it is on the library
-// path, such as that of torch's own packages. So a program needs no toolkit, and says what it lacks.
+// path, such as that of torch's own packages. So a program needs no toolkit, and says what it
+// lacks.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -311,8 +311,8 @@ class Graph {
   cudaGraphExec_t executable_ = nullptr;
 };
 
-// Times the entrants that are not wrong: all of them for kHeats rounds; then those that keep on, and
-// the fastest kFinalists, for `rounds`.
+// Times the entrants that are not wrong: all of them for kHeats rounds; then those that keep on,
+// and the fastest kFinalists, for `rounds`.
 inline void time_by_turns(const Stream& stream, std::vector<Entrant>& entrants, std::size_t copies,
                           int rounds) {
   std::vector<std::pair<Entrant*, std::unique_ptr<Graph>>> racing;
@@ -332,9 +332,8 @@ inline void time_by_turns(const Stream& stream, std::vector<Entrant>& entrants, 
     }
   };
   run(kHeats);
-  std::stable_sort(racing.begin(), racing.end(), [](const auto& a, const auto& b) {
-    return a.first->at(0) < b.first->at(0);
-  });
+  std::stable_sort(racing.begin(), racing.end(),
+                   [](const auto& a, const auto& b) { return a.first->at(0) < b.first->at(0); });
   std::size_t fast = 0;
   const auto leaves = [&fast](const auto& one) {
     return !one.first->keeps && fast++ >= kFinalists;
@@ -345,7 +344,8 @@ inline void time_by_turns(const Stream& stream, std::vector<Entrant>& entrants, 
   run(rounds);
 }
 
-// {"cuBLAS": {"median": 12.3, "p10": 12.2, "p90": 12.6, "rounds": 30}, ...}, of those that were timed.
+// {"cuBLAS": {"median": 12.3, "p10": 12.2, "p90": 12.6, "rounds": 30}, ...}, of those that were
+// timed.
 inline Object times_of(const std::vector<Entrant>& entrants) {
   Object all;
   for (const Entrant& entrant : entrants) {

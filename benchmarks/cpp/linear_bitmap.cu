@@ -4,8 +4,8 @@
 //   linear_bitmap --check      bf16 and fp16
 //   linear_bitmap --profile    linear_bitmap between cudaProfilerStart and cudaProfilerStop
 //
-// options.h has the other options. Prints a line of JSON for each shape, dtype and m; what is wrong is
-// recorded.
+// options.h has the other options. Prints a line of JSON for each shape, dtype and m; what is wrong
+// is recorded.
 #include "dense_gemm.h"
 #include "harness.h"
 #include "options.h"
@@ -54,7 +54,8 @@ struct Packed {
   }
 };
 
-// A weight [n,k], half of each row pruned: 16:32, and one chosen over the whole row, with a surplus.
+// A weight [n,k], half of each row pruned: 16:32, and one chosen over the whole row, with a
+// surplus.
 struct Weights {
   Shape shape;
   DType dtype;
@@ -144,8 +145,8 @@ bool check_packing(const Weights& weights, const Surplus& surplus) {
 }
 
 // One of the two weights; whether all was right.
-bool measure(const Options& options, const Weights& weights, const Surplus& surplus,
-             std::int64_t m, const bench::Stream& stream, bench::DenseGemm& gemm) {
+bool measure(const Options& options, const Weights& weights, const Surplus& surplus, std::int64_t m,
+             const bench::Stream& stream, bench::DenseGemm& gemm) {
   const auto [n, k] = weights.shape;
   const DType dtype = weights.dtype;
   const bool even = surplus.rows == nullptr;

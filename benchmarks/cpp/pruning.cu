@@ -1,4 +1,5 @@
-// The pruning ops on a device: the bits of the same ops on the CPU, and prune_pack_24 beside a copy.
+// The pruning ops on a device: the bits of the same ops on the CPU, and prune_pack_24 beside a
+// copy.
 //
 //   pruning --check      every op once, bf16 and fp16, against the CPU, bit for bit
 //   pruning --profile    the same without the CPU, each between cudaProfilerStart and
@@ -87,15 +88,14 @@ struct Problem {
                    }});
     const auto prune_nm = [this, &all](const char* name, int keep, int group) {
       if (shape.k % group != 0) return;
-      all.push_back({name,
-                     [this, keep, group](const Buffers& to, const float* norm, cudaStream_t stream) {
-                       return cuda::prune_nm(view(to.weight), norm, keep, group, to.bad, stream);
-                     },
-                     [this, keep, group](const Buffers& to, const float* norm,
-                                         const ParallelFor& parallel) {
-                       return wanda_ext::prune_nm(view(to.weight), norm, keep, group, to.bad,
-                                                  parallel);
-                     }});
+      all.push_back(
+          {name,
+           [this, keep, group](const Buffers& to, const float* norm, cudaStream_t stream) {
+             return cuda::prune_nm(view(to.weight), norm, keep, group, to.bad, stream);
+           },
+           [this, keep, group](const Buffers& to, const float* norm, const ParallelFor& parallel) {
+             return wanda_ext::prune_nm(view(to.weight), norm, keep, group, to.bad, parallel);
+           }});
     };
     prune_nm("prune_nm 2:4", 2, 4);
     prune_nm("prune_nm 4:8", 4, 8);
@@ -120,8 +120,7 @@ struct Problem {
                    [this](const Buffers& to, const float* norm, cudaStream_t stream) {
                      Status status = cuda::prune_nm(view(to.weight), norm, 2, 4, nullptr, stream);
                      if (!status.ok()) return status;
-                     status =
-                         cuda::pack_24(view(to.weight), to.values, to.meta, to.bad, stream);
+                     status = cuda::pack_24(view(to.weight), to.values, to.meta, to.bad, stream);
                      if (!status.ok()) return status;
                      return cuda::unpack_24(to.values, to.meta, MetaOrder::kCanonical,
                                             view(to.weight), stream);
@@ -285,23 +284,24 @@ bool time_prune_pack(const Options& options, Shape shape, DType dtype,
   check(cudaMemset(source.data(), 0x3c, source.bytes()));
   check(cudaDeviceSynchronize());
   std::vector<Entrant> entrants(2);
-  entrants[0] = {"wanda_ext",
-                 [&, elements = elements, words = words](std::size_t i) {
-                   return bench::problem(cuda::prune_pack_24(
-                       problem.view(weights.data() + i * elements), norm.data(),
-                       values.data() + i * elements / 2, meta.data() + i * words, bad.data(),
-                       stream));
-                 },
-                 true};
+  entrants[0] = {
+      "wanda_ext",
+      [&, elements = elements, words = words](std::size_t i) {
+        return bench::problem(cuda::prune_pack_24(problem.view(weights.data() + i * elements),
+                                                  norm.data(), values.data() + i * elements / 2,
+                                                  meta.data() + i * words, bad.data(), stream));
+      },
+      true};
   entrants[1] = {"copy",
                  [&](std::size_t i) {
-                   return bench::problem(cudaMemcpyAsync(
-                       target.data() + i * (moved / 2), source.data() + i * (moved / 2), moved / 2,
-                       cudaMemcpyDeviceToDevice, stream));
+                   return bench::problem(cudaMemcpyAsync(target.data() + i * (moved / 2),
+                                                         source.data() + i * (moved / 2), moved / 2,
+                                                         cudaMemcpyDeviceToDevice, stream));
                  },
                  true};
   bench::time_by_turns(stream, entrants, copies, options.rounds);
-  bench::Object cell = bench::cell_of(bench::cell_name("prune_pack_24", shape, dtype), shape, dtype);
+  bench::Object cell =
+      bench::cell_of(bench::cell_name("prune_pack_24", shape, dtype), shape, dtype);
   bench::Object ratios;
   ratios.add("copy / wanda_ext", entrants[1].median() / entrants[0].median());
   cell.add("us", bench::times_of(entrants)).add("ratios", ratios);
@@ -318,9 +318,8 @@ int main(int argc, char** argv) {
   bool right = true;
   for (const Shape& shape : options.shapes) {
     for (const DType dtype : options.dtypes) {
-      const bool ok = options.work == Work::kTime
-                          ? time_prune_pack(options, shape, dtype, stream)
-                          : run_once(options, shape, dtype, stream);
+      const bool ok = options.work == Work::kTime ? time_prune_pack(options, shape, dtype, stream)
+                                                  : run_once(options, shape, dtype, stream);
       right = ok && right;
     }
   }

@@ -1,5 +1,5 @@
-// What a product y = x @ W^T has to be: rows and tokens of it in fp64, computed on the host, and all
-// of it as cuBLAS computes it, where that is found and right itself.
+// What a product y = x @ W^T has to be: rows and tokens of it in fp64, computed on the host, and
+// all of it as cuBLAS computes it, where that is found and right itself.
 #pragma once
 
 #include <cmath>
@@ -17,7 +17,7 @@ namespace bench {
 constexpr double kSlack = 0x1p-10;
 
 struct Comparison {
-  double squares;                  // of what one product was compared with
+  double squares;                   // of what one product was compared with
   unsigned long long wrong, first;  // how many elements are wrong, and where the first is
 };
 
@@ -187,8 +187,8 @@ class Reference {
   std::string rival_;
 };
 
-// Runs every entrant once on `y` and finds out which are wrong; they are recorded in `cell`. Ends the
-// program where one takes the device away.
+// Runs every entrant once on `y` and finds out which are wrong; they are recorded in `cell`. Ends
+// the program where one takes the device away.
 inline void check_entrants(std::vector<Entrant>& entrants, const Stream& stream,
                            const DeviceArray<Bits>& y, const Reference& reference, bool has_bias,
                            const std::string& where, Object& cell) {

@@ -95,8 +95,8 @@ Status pack_bitmap(ConstMatrixView weight, void* values, std::int32_t* mask, std
                    const ParallelFor& parallel);
 
 // Whatever takes a bitmap takes masks with exactly 16 bits set, padding included, as pack_bitmap
-// writes them; whoever loads one from elsewhere checks that. With another mask nothing outside of the
-// arguments is read or written, but what a record then holds is up to the op and the device.
+// writes them; whoever loads one from elsewhere checks that. With another mask nothing outside of
+// the arguments is read or written, but what a record then holds is up to the op and the device.
 
 // The exact inverse: weight [n,k], the surplus written into it. Of a matrix in row tiles, rows
 // [16 * i, ...) start at tile i * k128 of values and mask.
@@ -148,8 +148,8 @@ struct Linear24Choice {
   int splits = 1;      // parts of k, computed apart and added in order
   bool tuned = false;  // by a rule, not by default
 };
-// Of all calls with these device, dtype, n and k, and m <= last_m (the nearest such rule wins). With
-// kLinear24Default as its kernel these run by default, whatever rules there are for larger m.
+// Of all calls with these device, dtype, n and k, and m <= last_m (the nearest such rule wins).
+// With kLinear24Default as its kernel these run by default, whatever rules there are for larger m.
 constexpr int kLinear24Default = -1;
 struct Linear24Rule {
   Device device;
