@@ -45,12 +45,26 @@ def prepare(python: str, archs: str, out: Path, build: Path | None = None) -> di
         raise PrepareError("cmake is not found; `pip install cmake ninja`")
     environ = toolchain(archs)
     out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as scratch:
-        wheel = build_wheel(interpreter, out, Path(scratch), environ)
-        build_programs(cmake, archs, out / "programs", build or Path(scratch) / "cmake", environ)
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            wheel = build_wheel(interpreter, out, Path(scratch), environ)
+            cmake_build = build or Path(scratch) / "cmake"
+            build_programs(cmake, archs, out / "programs", cmake_build, environ)
+        return fill(out, wheel, interpreter, archs)
+    except BaseException:
+        shutil.rmtree(out)  # a part of it is of no use, and would be in the way
+        raise
+
+
+def fill(out: Path, wheel: Path, interpreter: str, archs: str) -> dict[str, Any]:
+    """All but the wheel and the programs, which are there; what prepared.json says."""
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(out / "site")
-    carry_sources(out)
+    for pattern in CARRIED:
+        for path in ROOT.glob(pattern):
+            target = out / path.relative_to(ROOT)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, target)
     # Here, so that a run writes nothing into the folder; by hash, for times change when it travels.
     run(interpreter, "-m", "compileall", "-q", "--invalidation-mode", "checked-hash", str(out))
     about = {
@@ -64,7 +78,7 @@ def prepare(python: str, archs: str, out: Path, build: Path | None = None) -> di
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     if size > MOST_BYTES:
         raise PrepareError(
-            f"{out} holds {size >> 20} MiB, over {MOST_BYTES >> 20}; ask for fewer archs"
+            f"the folder holds {size >> 20} MiB, over {MOST_BYTES >> 20}; ask for fewer archs"
         )
     return {**about, "bytes": size}
 
@@ -147,14 +161,6 @@ def copy_tracked(target: Path) -> None:
             shutil.copy2(ROOT / name, target / name)
 
 
-def carry_sources(out: Path) -> None:
-    for pattern in CARRIED:
-        for path in ROOT.glob(pattern):
-            target = out / path.relative_to(ROOT)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(path, target)
-
-
 def commit() -> str:
     """Of the sources, with "-dirty" where they were changed since."""
     return run("git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12").strip()
@@ -175,6 +181,8 @@ def run(*command: str, environ: dict[str, str] | None = None) -> str:
         check=False,
     )
     if done.returncode != 0:
-        said = "\n".join(done.stdout.splitlines()[-30:])
+        lines = done.stdout.splitlines()
+        errors = [line for line in lines[:-15] if re.search(r"\berror\b|FAILED", line)]
+        said = "\n".join([*errors[:10], *lines[-15:]])
         raise PrepareError(f"{' '.join(command)} ended with status {done.returncode}:\n{said}")
     return done.stdout

@@ -9,6 +9,7 @@ import json
 import signal
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -272,6 +273,41 @@ def test_prepare_refuses_before_it_builds(tmp_path, monkeypatch):
         with pytest.raises(gpu_prepare.PrepareError, match=why):
             gpu_prepare.prepare(python, "90", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_build_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    def build(interpreter, out, scratch, environ):
+        (out / "half.whl").touch()
+        code = "print('x.cu: error: no'); print('and\\n' * 40); raise SystemExit(7)"
+        gpu_prepare.run(sys.executable, "-c", code)
+
+    monkeypatch.setattr(gpu_prepare, "toolchain", lambda archs: {})
+    monkeypatch.setattr(gpu_prepare.shutil, "which", lambda name: name)
+    monkeypatch.setattr(gpu_prepare, "build_wheel", build)
+    with pytest.raises(gpu_prepare.PrepareError, match=r"ended with status 7:\nx.cu: error: no\n"):
+        gpu_prepare.prepare(sys.executable, "90", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_carried(tmp_path, monkeypatch):
+    wheel = tmp_path / "wanda_ext-0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("wanda_ext/__init__.py", "")
+    out = tmp_path / "out"
+    out.mkdir()
+    told = gpu_prepare.fill(out, wheel, sys.executable, "90")
+    about = gpu_check.read_prepared(out)
+    assert about == {key: value for key, value in told.items() if key != "bytes"}
+    assert about["archs"] == "90" and about["commit"].startswith(gpu_prepare.commit()[:7])
+    for name in (
+        "benchmarks/gpu_check.py",
+        "python_tests/test_gpu.py",
+        "site/wanda_ext/__init__.py",
+    ):
+        assert (out / name).exists()
+    monkeypatch.setattr(gpu_prepare, "MOST_BYTES", 1 << 10)
+    with pytest.raises(gpu_prepare.PrepareError, match=r"holds \d+ MiB, over 0; ask for fewer"):
+        gpu_prepare.fill(tmp_path / "again", wheel, sys.executable, "90")
 
 
 def test_a_python_by_its_version(tmp_path, monkeypatch):

@@ -26,6 +26,8 @@
 #include <utility>
 #include <vector>
 
+#include "core/cuda/device.h"
+#include "core/cuda/launch.h"
 #include "wanda_ext/matrix_view.h"
 #include "wanda_ext/status.h"
 
@@ -166,6 +168,15 @@ __device__ inline unsigned hash(unsigned bits) {
   return bits ^ (bits >> 16);
 }
 
+template <typename T>
+__device__ T rounded(float value) {
+  return wanda_ext::cuda::from_float<T>(value);
+}
+template <>
+__device__ inline float rounded<float>(float value) {
+  return value;
+}
+
 // Normal, by Box and Muller.
 template <typename T>
 __global__ void fill_normal_kernel(T* data, std::size_t count, unsigned seed, bool absolute) {
@@ -175,14 +186,21 @@ __global__ void fill_normal_kernel(T* data, std::size_t count, unsigned seed, bo
     const unsigned second = hash(static_cast<unsigned>(2 * i + 1) ^ hash(seed));
     const float radius = sqrtf(-2 * logf((static_cast<float>(first >> 8) + 0.5f) * 0x1p-24f));
     const float value = radius * cospif(static_cast<float>(second >> 8) * 0x1p-23f);
-    data[i] = static_cast<T>(absolute ? fabsf(value) : value);
+    data[i] = rounded<T>(absolute ? fabsf(value) : value);
   }
+}
+
+constexpr unsigned kThreads = 256, kMostBlocks = 1024;
+
+inline dim3 blocks_of(std::size_t count) {
+  const std::size_t blocks = std::max<std::size_t>((count + kThreads - 1) / kThreads, 1);
+  return dim3(static_cast<unsigned>(std::min<std::size_t>(blocks, kMostBlocks)));
 }
 
 template <typename T>
 void fill_normal(T* data, std::size_t count, unsigned seed, bool absolute = false) {
-  fill_normal_kernel<<<1024, 256>>>(data, count, seed, absolute);
-  check(cudaGetLastError());
+  check(wanda_ext::cuda::launch("fill_normal", fill_normal_kernel<T>, blocks_of(count),
+                                dim3(kThreads), nullptr, data, count, seed, absolute));
 }
 
 using Bits = std::uint16_t;  // a bf16 or an fp16
@@ -207,7 +225,7 @@ constexpr long long kBusyCycles = 200000;
 
 // About 0.1 ms in which the device is busy, so that it does not wait for the launch of what is
 // timed.
-__global__ void keep_busy() {
+__global__ inline void keep_busy() {
   const long long start = clock64();
   while (clock64() - start < kBusyCycles) {
   }
@@ -239,8 +257,7 @@ class Stream {
   template <typename Work>
   double microseconds(Work work) const {
     float ms = 0;
-    keep_busy<<<1, 1, 0, stream_>>>();
-    check(cudaGetLastError());
+    check(wanda_ext::cuda::launch("keep_busy", keep_busy, dim3(1), dim3(1), stream_));
     check(cudaEventRecord(start_, stream_));
     work();
     check(cudaEventRecord(end_, stream_));

@@ -78,7 +78,7 @@ struct Weights {
     bench::fill_normal(even.data(), even.size(), 1, dtype);
     bench::fill_normal(bias.data(), bias.size(), 4, dtype);
     check(cudaMemcpy(uneven.data(), even.data(), even.bytes(), cudaMemcpyDeviceToDevice));
-    check(cuda::prune_nm(view(even), nullptr, 16, 32, nullptr, nullptr));
+    check(cuda::prune_nm(view(even), nullptr, 8, 16, nullptr, nullptr));
     check(cuda::prune_rows(view(uneven), nullptr, shape.k / 2, nullptr, nullptr));
     check(cuda::pack_bitmap(view(even), even_packed.values.data(), even_packed.mask.data(),
                             bad.data(), nullptr));
@@ -134,11 +134,11 @@ bool check_packing(const Weights& weights, const Surplus& surplus) {
   const std::string name = bench::cell_name("check bitmap", weights.shape, weights.dtype);
   bench::running(name);
   bench::Object cell = bench::cell_of(name, weights.shape, weights.dtype), wrong;
-  if (weights.bad_row >= 0) wrong.add("pack_bitmap", "a row of 16:32 is bad");
+  if (weights.bad_row >= 0) wrong.add("pack_bitmap", "a row of 8:16 is bad");
   const std::string even = unpack_problem(weights, weights.even_packed, {}, weights.even);
   const std::string uneven =
       unpack_problem(weights, weights.uneven_packed, surplus, weights.uneven);
-  if (!even.empty()) wrong.add("16:32", even);
+  if (!even.empty()) wrong.add("8:16", even);
   if (!uneven.empty()) wrong.add("surplus", uneven);
   cell.add("tried", std::int64_t{2}).add("wrong", wrong).print();
   return wrong.empty();

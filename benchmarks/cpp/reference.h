@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "core/cpu/dtype.h"
 #include "dense_gemm.h"
 #include "harness.h"
 #include "options.h"
@@ -17,46 +18,39 @@ namespace bench {
 constexpr double kSlack = 0x1p-10;
 
 struct Comparison {
-  double squares;                   // of what one product was compared with
-  unsigned long long wrong, first;  // how many elements are wrong, and where the first is
+  double squares = 0;                      // of what one product was compared with
+  std::uint64_t wrong = 0, first = ~0ull;  // how many elements are wrong, and where the first is
 };
 
 __host__ __device__ inline float float_of(Bits bits, bool bf16) {
 #if defined(__CUDA_ARCH__)
   return bf16 ? __bfloat162float(__ushort_as_bfloat16(bits)) : __half2float(__ushort_as_half(bits));
 #else
-  if (bf16) {
-    const std::uint32_t wide = static_cast<std::uint32_t>(bits) << 16;
-    float value;
-    std::memcpy(&value, &wide, sizeof(value));
-    return value;
-  }
-  __half_raw raw;
-  raw.x = bits;
-  return __half2float(__half(raw));
+  return bf16 ? wanda_ext::to_float(wanda_ext::BFloat16{bits})
+              : wanda_ext::to_float(wanda_ext::Float16{bits});
 #endif
 }
 
-// y, with the bias of its n columns, beside the product of cuBLAS, without: each rounded once.
-__global__ void compare(const Bits* y, const Bits* product, const Bits* bias, std::size_t count,
-                        std::int64_t n, bool bf16, double unit, double slack, Comparison* result) {
-  double squares = 0;
-  unsigned long long wrong = 0, first = ~0ull;
-  for (std::size_t i = blockIdx.x * blockDim.x + threadIdx.x; i < count;
-       i += std::size_t{gridDim.x} * blockDim.x) {
+constexpr unsigned kCompareBlocks = 128;
+
+// y, with the bias of its n columns, beside the product of cuBLAS, without: each rounded once. A
+// result for each thread.
+__global__ inline void compare(const Bits* y, const Bits* product, const Bits* bias,
+                               std::size_t count, std::int64_t n, bool bf16, double unit,
+                               double slack, Comparison* results) {
+  const std::size_t thread = blockIdx.x * blockDim.x + threadIdx.x;
+  Comparison result;
+  for (std::size_t i = thread; i < count; i += std::size_t{gridDim.x} * blockDim.x) {
     const double ours = float_of(y[i], bf16), theirs = float_of(product[i], bf16);
     const double added =
         bias != nullptr ? float_of(bias[i % static_cast<std::size_t>(n)], bf16) : 0.0;
     const double allowed = 1.01 * unit * (fabs(ours) + fabs(theirs)) + slack;
-    squares += theirs * theirs;
+    result.squares += theirs * theirs;
     if (fabs(ours - (theirs + added)) <= allowed) continue;  // NaN is not
-    ++wrong;
-    if (first == ~0ull) first = i;
+    ++result.wrong;
+    if (result.first == ~0ull) result.first = i;
   }
-  atomicAdd(&result->squares, squares);
-  if (wrong == 0) return;
-  atomicAdd(&result->wrong, wrong);
-  atomicMin(&result->first, first);
+  results[thread] = result;
 }
 
 class Reference {
@@ -91,7 +85,7 @@ class Reference {
     if (!found.empty() || !rival_.empty()) return found;
     const Comparison all = compared(y, has_bias ? bias_ : nullptr, kSlack * rms_);
     if (all.wrong == 0) return "";
-    const auto n = static_cast<unsigned long long>(shape_.n);
+    const auto n = static_cast<std::uint64_t>(shape_.n);
     return std::to_string(all.wrong) + " of " + std::to_string(product_.size()) +
            " elements are not cuBLAS's, the first " + place(all.first / n, all.first % n);
   }
@@ -100,7 +94,7 @@ class Reference {
   static constexpr std::int64_t kTokens = 8;
   static constexpr std::int64_t kProducts = std::int64_t{1} << 27;  // of the sample, about 0.1 s
 
-  static std::string place(unsigned long long token, unsigned long long row) {
+  static std::string place(std::uint64_t token, std::uint64_t row) {
     return "y[" + std::to_string(token) + ", " + std::to_string(row) + "]";
   }
 
@@ -154,23 +148,28 @@ class Reference {
         const double exact = exact_[r * kTokens + t] + bias;
         const auto ours = static_cast<double>(float_of(token[row], bf16_));
         if (std::fabs(ours - exact) <= 1.01 * unit_ * std::fabs(exact) + kSlack * rms_) continue;
-        return place(static_cast<unsigned long long>(tokens_[t]), row) + " is " + number(ours) +
-               ", in fp64 " + number(exact);
+        char values[80];
+        std::snprintf(values, sizeof(values), " is %.6g, in fp64 %.6g", ours, exact);
+        return place(static_cast<std::uint64_t>(tokens_[t]), row) + values;
       }
     }
     return "";
   }
 
   Comparison compared(const Bits* y, const Bits* bias, double slack) const {
-    const DeviceArray<Comparison> device(1);
-    Comparison result = {0, 0, ~0ull};
-    check(cudaMemcpyAsync(device.data(), &result, sizeof(result), cudaMemcpyHostToDevice, stream_));
-    compare<<<1024, 256, 0, stream_>>>(y, product_.data(), bias, product_.size(), shape_.n, bf16_,
-                                       unit_, slack, device.data());
-    check(cudaGetLastError());
-    check(cudaMemcpyAsync(&result, device.data(), sizeof(result), cudaMemcpyDeviceToHost, stream_));
+    const dim3 blocks(std::min(blocks_of(product_.size()).x, kCompareBlocks));
+    const DeviceArray<Comparison> device(blocks.x * kThreads);
+    check(wanda_ext::cuda::launch("compare", compare, blocks, dim3(kThreads), stream_, y,
+                                  product_.data(), bias, product_.size(), shape_.n, bf16_, unit_,
+                                  slack, device.data()));
     check(cudaStreamSynchronize(stream_));
-    return result;
+    Comparison all;
+    for (const Comparison& one : device.on_host()) {
+      all.squares += one.squares;
+      all.wrong += one.wrong;
+      all.first = std::min(all.first, one.first);
+    }
+    return all;
   }
 
   const Stream& stream_;
