@@ -26,6 +26,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import sys
 from importlib import metadata, util
 from pathlib import Path
@@ -169,8 +170,8 @@ def run(prepared: Path, out: Path, seconds: float, only: list[str]) -> int:
     about = read_prepared(prepared)
     chosen = [step for step in steps(prepared, out) if not only or step.name in only]
     device = gpu_device.find()
-    torch = metadata.version("torch")
-    versions = {"python": platform.python_version(), "torch": torch, "wheel": about["wheel"]}
+    versions = {"python": platform.python_version(), "torch": torch_version()}
+    versions["wheel"] = about["wheel"]
     this = Run(
         out,
         device,
@@ -179,7 +180,11 @@ def run(prepared: Path, out: Path, seconds: float, only: list[str]) -> int:
         environment(prepared),
     )
     print(f"device: {this.device.about() if this.device else 'none'}", flush=True)
-    this.steps(chosen)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        this.steps(chosen)
+    except KeyboardInterrupt:
+        print("interrupted: the steps that follow were not run")
     cells = gpu_claims.cells_of(out / "results.jsonl").values()
     table = gpu_claims.table(gpu_claims.claims(out))
     (out / "table.txt").write_text(table + "\n", encoding="utf-8")
@@ -189,9 +194,8 @@ def run(prepared: Path, out: Path, seconds: float, only: list[str]) -> int:
     print(f"\n{table}\n")
     ends = {name: ended.status for name, ended in this.ended.items()}
     print(", ".join(f"{name}: {status}" for name, status in ends.items()), flush=True)
-    if all(status == "no device" for status in ends.values()):
-        return 3
-    return 0 if all(status == "ok" for status in ends.values()) else 1
+    statuses = {ends.get(step.name, "not run") for step in chosen}
+    return 3 if statuses == {"no device"} else 0 if statuses == {"ok"} else 1
 
 
 def read_prepared(prepared: Path) -> dict[str, Any]:
@@ -210,6 +214,13 @@ def read_prepared(prepared: Path) -> dict[str, Any]:
             f"{here[1]}; run it with that one, or prepare it for this"
         )
     return about
+
+
+def torch_version() -> str:
+    try:
+        return metadata.version("torch")
+    except metadata.PackageNotFoundError:
+        raise PrepareError(f"{sys.executable} has no torch; install it, with CUDA") from None
 
 
 def environment(prepared: Path) -> dict[str, str]:

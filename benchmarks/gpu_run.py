@@ -199,7 +199,11 @@ class _Running:
         )
         reader = threading.Thread(target=self._read, args=(process, command), daemon=True)
         reader.start()
-        in_time = self._wait(process, left)
+        try:
+            in_time = self._wait(process, left)
+        except BaseException:  # Ctrl-C does not reach a group of its own
+            _signal(process, signal.SIGKILL)
+            raise
         reader.join(timeout=GRACE)
         if command.writes and made.exists():
             with (self.run.out / command.writes).open("a", encoding="utf-8") as file:

@@ -6,8 +6,10 @@ The device and the programs are made up: no machine here has a GPU.
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
+import threading
 import time
 import zipfile
 from pathlib import Path
@@ -226,6 +228,26 @@ def test_exit_status(codes, status, tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "claim " in printed and printed == printed.replace("holds\n", "")
     assert (tmp_path / "out/table.txt").read_text() in printed
+
+
+def test_an_interrupted_run_ends_its_programs_and_tells_what_it_has(tmp_path, monkeypatch, capsys):
+    late = tmp_path / "late"
+    hang = cell("early") + f"import time; time.sleep(3); open({str(late)!r}, 'w')"
+    made = (step("one", program(hang)), step("two", program(cell("never"))))
+    monkeypatch.setattr(gpu_check, "steps", lambda prepared, out: made)
+    prepared(tmp_path)
+    before = signal.getsignal(signal.SIGTERM)
+    timer = threading.Timer(1.5, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    timer.start()
+    try:
+        assert gpu_check.run(tmp_path, tmp_path / "out", 60, []) == 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert [line["cell"] for line in lines(tmp_path / "out")] == ["early"]
+    told = capsys.readouterr().out
+    assert "interrupted: the steps that follow were not run" in told and "claim " in told
+    time.sleep(2)
+    assert not late.exists() and not (tmp_path / "out/scratch").exists()
 
 
 def test_only_some_steps_and_again_into_the_same_folder(tmp_path, monkeypatch):
