@@ -1,14 +1,17 @@
 """linear_24 beside dense and beside torch's own 2:4, for all shapes and numbers of tokens.
 
-    python benchmarks/bench_linear_24.py [--part 7b|13b|70b|8b|unfused|all] [--m 1,16,...]
-                                         [--dtype bf16|fp16] [--seconds 0.2] [--out FILE] [--small]
+    python benchmarks/bench_linear_24.py [--part 7b|13b|70b|8b|unfused|all | --shapes NxK,...]
+                                         [--m 1,16,...] [--dtype bf16|fp16] [--seconds 0.2]
+                                         [--out FILE | --lines] [--small]
 
 Weights are normal, pruned by prune_nm_ with norms; activations are normal. In every cell: the
 packed op alone, torch.mm (cuBLAS), cuSPARSELt with the fastest of all its algorithms, torch's own
 CUTLASS path. Weights rotate through more than 256 MB, CUDA graphs hold 20 calls or more, entrants
-take turns. Every y is compared with fp64 before it is timed. A part takes minutes; cells that the
-file holds already, of the same binary, GPU and torch, stay. Writes
-benchmarks/results/linear_24_<dtype>.json after every shape.
+take turns. Every y is compared with fp64 before it is timed; one that is wrong is recorded, and
+left out. A part takes minutes; cells that the file holds already, of the same binary, GPU and
+torch, stay. Writes benchmarks/results/linear_24_<dtype>.json after every shape. --lines: prints
+every cell as a line of JSON instead. --own-choice: of cuSPARSELt's algorithms only the one it takes
+by itself.
 
 --small: tiny shapes on the CPU, to try the program out; writes only where --out says.
 """
@@ -23,29 +26,27 @@ import torch
 from torch import Tensor
 
 import shapes
+from goals import CUSPARSELT, DENSE, LINEAR_24
 from gpu_harness import (
     ALLOWED,
     RIVALS_ALLOWED,
     GpuEntrant,
+    WrongError,
     copies,
     fill_table,
+    first_line,
     pristine,
+    right_ones,
     time_cell,
 )
-from torch_24 import RELAXED, CuSparseLt, Cutlass, UnsupportedError, first_line, relative_error
+from torch_24 import RELAXED, CuSparseLt, Cutlass, UnsupportedError, relative_error
 from wanda_ext import ops
 from wanda_ext.packed import dispatch
 
 CHECKED_ROWS = 128  # against fp64 at each end of y
 SMALL = ([(64, 64), (96, 32)], [1, 3, 8, 2048])
 
-DENSE, PACKED, CUSPARSELT, CUTLASS = "torch.mm", "wanda_ext", "cuSPARSELt", "torch CUTLASS"
-# Of m: the goals for the geometric mean of rival / wanda_ext over all shapes.
-GOALS: dict[str, tuple[range, dict[str, float]]] = {
-    "m <= 16": (range(1, 17), {DENSE: 1.5}),
-    "m 32 to 64": (range(32, 65), {DENSE: 1.25}),
-    "m >= 2048": (range(2048, 1 << 30), {DENSE: 1.3, CUSPARSELT: 1.0}),
-}
+PACKED, CUTLASS = "wanda_ext", "torch CUTLASS"
 
 
 class Weights:
@@ -82,51 +83,67 @@ class Weights:
         return x.double() @ self.dense[0].double().t()
 
 
-def measure(w: Weights, m: int, seconds: float) -> dict[str, Any]:
-    """One cell: every entrant checked, then timed."""
+def measure(w: Weights, m: int, seconds: float, own_choice: bool = False) -> dict[str, Any]:
+    """One cell: every entrant checked, then those that are right timed."""
     device, dtype = w.dense.device, w.dense.dtype
     g = torch.Generator(device=device).manual_seed(m)
     x = torch.randn(m, w.k, device=device, generator=g).to(dtype)
     dense = w.multiply(x, 0)
-    runs = {DENSE: lambda i: w.multiply(x, i), PACKED: lambda i: w.multiply_packed(x, i)}
+    entrants = [
+        GpuEntrant(DENSE, lambda i: w.multiply(x, i)),
+        GpuEntrant(PACKED, lambda i: w.multiply_packed(x, i)),
+    ]
     cell: dict[str, Any] = {"name": f"{w.n}x{w.k} m {m}", "n": w.n, "k": w.k, "m": m}
-    captured = dict.fromkeys(runs, True)
     for name, rival in w.theirs.items():
         try:
             if isinstance(rival, str):
                 raise UnsupportedError(rival)
-            if isinstance(rival, CuSparseLt):
-                screening = rival.screen(x, dense, RIVALS_ALLOWED)
-                cell[name], captured[name] = screening.record(), screening.captured
-                runs[name] = lambda i, r=rival, a=screening.fastest: r.multiply(x, a, i)
-            else:
-                rival.multiply(x, 0)
-                runs[name] = lambda i, r=rival: r.multiply(x, i)
+            entrants.append(_rival(name, rival, x, dense, own_choice, cell))
         except (UnsupportedError, RuntimeError) as error:
             cell[name] = f"unsupported: {first_line(error)}"
-    cell["relative_error"] = {name: _checked(name, run, w, x, dense) for name, run in runs.items()}
+    cell |= {"relative_error": {}, "wrong": {}}
+    entrants = right_ones(entrants, lambda e: _check(e, w, x, dense, cell), cell["wrong"])
     if w.gpu:
         kernel, splits = dispatch.choose(w.gpu, dispatch.name_of(dtype), w.n, w.k, m)
         cell["kernel"] = f"{kernel}/{splits}"
-    entrants = [
-        GpuEntrant(name, run, captured[name], mode=RELAXED if name == CUSPARSELT else "global")
-        for name, run in runs.items()
-    ]
     time_cell(cell, entrants, w, PACKED, seconds)
     return cell
 
 
-def _checked(name: str, run: Any, w: Weights, x: Tensor, dense: Tensor) -> float:
-    """The error against fp64 of the first and the last rows; all rows are compared with dense."""
-    y = run(w.count - 1)
+def _rival(
+    name: str,
+    rival: CuSparseLt | Cutlass,
+    x: Tensor,
+    dense: Tensor,
+    own_choice: bool,
+    cell: dict[str, Any],
+) -> GpuEntrant:
+    if isinstance(rival, Cutlass):
+        rival.multiply(x, 0)
+        return GpuEntrant(name, lambda i: rival.multiply(x, i))
+    screening = rival.screen(x, dense, RIVALS_ALLOWED, own_choice)
+    cell[name] = screening.record()
+    return GpuEntrant(
+        name,
+        lambda i: rival.multiply(x, screening.fastest, i),
+        screening.captured,
+        mode=RELAXED,
+    )
+
+
+def _check(entrant: GpuEntrant, w: Weights, x: Tensor, dense: Tensor, cell: dict[str, Any]) -> None:
+    """The first and the last rows against fp64; all rows against dense."""
+    y: Any = entrant.run(w.count - 1)
     rows = torch.arange(x.shape[0], device=x.device)
     rows = rows[(rows < CHECKED_ROWS) | (rows >= x.shape[0] - CHECKED_ROWS)]
     error = relative_error(y[rows], w.exact(x[rows]))
-    allowed = ALLOWED[x.dtype] if name == PACKED else RIVALS_ALLOWED
-    assert error <= allowed, f"{name}, {w.n}x{w.k}, m {x.shape[0]}: {error} from fp64"
+    cell["relative_error"][entrant.name] = round(error, 7)
+    allowed = ALLOWED[x.dtype] if entrant.name == PACKED else RIVALS_ALLOWED
+    if not error <= allowed:  # NaN is not, either
+        raise WrongError(f"{error} from fp64")
     apart = relative_error(y, dense)
-    assert apart <= RIVALS_ALLOWED, f"{name}, {w.n}x{w.k}, m {x.shape[0]}: {apart} from dense"
-    return round(error, 7)
+    if not apart <= RIVALS_ALLOWED:
+        raise WrongError(f"{apart} from dense")
 
 
 def summary(cells: Iterable[dict[str, Any]]) -> dict[str, Any]:
@@ -134,7 +151,7 @@ def summary(cells: Iterable[dict[str, Any]]) -> dict[str, Any]:
     cells = list(cells)
     expected = {(n, k, m) for p in shapes.PARTS.values() for n, k in p for m in shapes.TOKENS}
     result: dict[str, Any] = {}
-    for name, (tokens, goals) in GOALS.items():
+    for name, (tokens, goals) in LINEAR_24.items():
         inside = [cell for cell in cells if cell["m"] in tokens]
         wanted = {key for key in expected if key[2] in tokens}
         there = {(cell["n"], cell["k"], cell["m"]) for cell in inside}
@@ -155,7 +172,8 @@ def summary(cells: Iterable[dict[str, Any]]) -> dict[str, Any]:
 
 
 def main() -> None:
-    fill_table("linear_24", __doc__, SMALL, Weights, measure, summary)
+    own = {"own_choice": "of cuSPARSELt's algorithms only the one it takes by itself"}
+    fill_table("linear_24", __doc__ or "", SMALL, Weights, measure, summary, own)
 
 
 if __name__ == "__main__":

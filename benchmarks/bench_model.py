@@ -98,7 +98,10 @@ def timed(name: str, runs: dict[str, Any], device: torch.device, seconds: float)
             run.restore()
 
     entrants = [GpuEntrant(key, lambda _, r=run: r.run()) for key, run in runs.items()]
-    return time_gpu_case(name, entrants, 1, restore, ROUNDS, seconds)
+    case = time_gpu_case(name, entrants, 1, restore, ROUNDS, seconds)
+    if case.wrong:  # half of a comparison tells nothing
+        raise RuntimeError(f"{name}: {case.wrong}")
+    return case
 
 
 @torch.no_grad()

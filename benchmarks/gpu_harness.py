@@ -2,8 +2,9 @@
 
 An entrant's graph calls it once for each buffer, or as often as a case asks, buffer after buffer.
 The buffers are more than the L2 cache holds, so that every call finds its data in memory. Before a
-replay, untimed, all buffers are written anew.
-What cannot be captured (torch code that waits for the device) is timed call by call with events.
+replay, untimed, all buffers are written anew. Entrants take turns, in another order each round:
+what one draws of the device's power slows the next. What cannot be captured (torch code that waits
+for the device) is timed call by call with events. An entrant that is wrong is recorded, not timed.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import hashlib
 import json
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -32,6 +34,7 @@ LEAST_CALLS = 20  # of a graph of one linear
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 ALLOWED = {torch.bfloat16: 4e-3, torch.float16: 6e-4}  # |y - fp64| / |fp64|
 RIVALS_ALLOWED = 2e-2  # they may add in lower precision
+NO_DEVICE = 3  # exit status
 BUSY_CYCLES = 200_000  # the device works on these, about 0.1 ms, while the next work is launched
 
 
@@ -98,8 +101,16 @@ def time_gpu_case(
     calls: in a graph; by default one for each buffer.
     """
     calls = buffers if calls is None else calls
-    graphs = {e.name: capture(e.run, buffers, calls, e.mode) for e in entrants if e.captured}
-    samples: dict[str, list[float]] = {entrant.name: [] for entrant in entrants}
+    case = Case(name)
+    graphs = {}
+    for entrant in entrants:
+        try:
+            if entrant.captured:
+                graphs[entrant.name] = capture(entrant.run, buffers, calls, entrant.mode)
+        except RuntimeError as error:
+            case.wrong[entrant.name] = first_line(error)
+    racing = [entrant for entrant in entrants if entrant.name not in case.wrong]
+    samples: dict[str, list[float]] = {entrant.name: [] for entrant in racing}
 
     def time_once(entrant: GpuEntrant, i: int) -> float:
         if entrant.captured:
@@ -108,17 +119,54 @@ def time_gpu_case(
 
     deadline = time.monotonic() + seconds
     rounds = 0
-    while rounds < repeats or time.monotonic() < deadline:
-        for entrant in entrants:
+    while racing and (rounds < repeats or time.monotonic() < deadline):
+        first = rounds % len(racing)
+        for entrant in racing[first:] + racing[:first]:
             if entrant.repeats is not None and rounds >= entrant.repeats:
                 continue
             restore()
             samples[entrant.name].append(time_once(entrant, rounds % buffers))
         rounds += 1
-    case = Case(name)
     for entrant_name, times in samples.items():
         case.timings[entrant_name] = timing_of(times)
     return case
+
+
+def right_ones(
+    entrants: Iterable[GpuEntrant], check: Callable[[GpuEntrant], None], wrong: dict[str, str]
+) -> list[GpuEntrant]:
+    """Those that `check` accepts; `wrong` receives the others: a WrongError's text, or CUDA's."""
+    right = []
+    for entrant in entrants:
+        try:
+            check(entrant)
+            right.append(entrant)
+        except (WrongError, RuntimeError) as error:
+            wrong[entrant.name] = first_line(error)
+    return right
+
+
+class WrongError(Exception):
+    """A result is not what it should be."""
+
+
+def first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]
+
+
+def gpu_or_exit(otherwise: str = "") -> torch.device:
+    """The CUDA device; without one the program ends with status NO_DEVICE, and says so."""
+    if not torch.cuda.is_available():
+        print(f"it times a CUDA GPU, and torch sees none{otherwise}", file=sys.stderr, flush=True)
+        raise SystemExit(NO_DEVICE)
+    return torch.device("cuda")
+
+
+def print_cell(what: str, cell: dict[str, Any] | Case) -> None:
+    """A result as a line of JSON, as soon as it is there."""
+    values = cell if isinstance(cell, dict) else asdict(cell)
+    name = f"{what} {values['name']}".strip()
+    print(json.dumps({"cell": name, **values}, default=asdict), flush=True)
 
 
 def device_state() -> dict[str, str]:
@@ -173,7 +221,7 @@ def copies(bytes_each: int, on_gpu: bool) -> int:
 def time_cell(
     cell: dict[str, Any], entrants: list[GpuEntrant], w: Any, ours: str, seconds: float
 ) -> None:
-    """Gives the cell its timings, and the ratios of the others to `ours`.
+    """Gives the cell its timings, and the ratios of the others to `ours`, unless that is wrong.
 
     w: the weights of the cell: `count` copies, on `gpu` if that is not None.
     """
@@ -186,11 +234,12 @@ def time_cell(
         plain = [Entrant(entrant.name, lambda _, e=entrant: e.run(0)) for entrant in entrants]
         case = time_case(cell["name"], plain, 5)
     cell["timings"] = case.timings
-    least = case.timings[ours].median_ms
+    cell["wrong"] = {**cell.get("wrong", {}), **case.wrong}
+    least = case.timings[ours].median_ms if ours in case.timings else None
     cell["ratios"] = {
         f"{name} / {ours}": round(timing.median_ms / least, 4)
         for name, timing in case.timings.items()
-        if name != ours
+        if name != ours and least is not None
     }
 
 
@@ -199,32 +248,28 @@ def fill_table(
     description: str,
     small: tuple[list[tuple[int, int]], list[int]],
     weights: Callable[[int, int, torch.dtype, torch.device], Any],
-    measure: Callable[[Any, int, float], dict[str, Any]],
+    measure: Callable[..., dict[str, Any]],
     summary: Callable[[Iterable[dict[str, Any]]], dict[str, Any]],
+    flags: dict[str, str] | None = None,
 ) -> None:
     """The program: measures the cells that the command line asks for and the file lacks.
 
     small: the shapes and the numbers of tokens of --small. weights: of n, k, dtype and device, what
-    `measure` makes a cell of, with a number of tokens and the least seconds.
+    `measure` makes a cell of, with a number of tokens and the least seconds. flags: more options,
+    and what they do; one that is given reaches `measure` by its name.
     """
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--part", choices=[*shapes.PARTS, "all"], default="all")
-    parser.add_argument("--m", type=lambda text: [int(m) for m in text.split(",")])
-    parser.add_argument("--dtype", choices=DTYPES, default="bf16")
-    parser.add_argument("--seconds", type=float, default=0.2, help="of every cell, at least")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--small", action="store_true")
-    args = parser.parse_args()
-    if not args.small and not torch.cuda.is_available():
-        parser.error("it times a CUDA GPU, and torch sees none; --small tries it on the CPU")
-    device = torch.device("cpu" if args.small else "cuda")
-    parts = shapes.PARTS if args.part == "all" else {args.part: shapes.PARTS[args.part]}
-    linears = [shape for part in parts.values() for shape in part]
-    linears, tokens = small if args.small else (linears, list(shapes.TOKENS))
-    path = args.out or (None if args.small else RESULTS / f"{name}_{args.dtype}.json")
-    results = resumed(path, {"device": [], "summary": {}, "cells": []})
+    args = _arguments(description, flags or {})
+    chosen = {name: True for name in flags or {} if getattr(args, name)}
+    if args.small:
+        device = torch.device("cpu")
+        linears, tokens = small
+    else:
+        device = gpu_or_exit("; --small tries it on the CPU")
+        parts = shapes.PARTS if args.part == "all" else {args.part: shapes.PARTS[args.part]}
+        linears, tokens = [s for part in parts.values() for s in part], list(shapes.TOKENS)
+    linears = args.shapes or linears
+    path = args.out or (None if args.small or args.lines else RESULTS / f"{name}_{args.dtype}.json")
+    results = {"device": [], "cells": []} if path is None else _resumed_table(path)
     dispatch.use(device)
     results["device"].append(device_state())
     for n, k in linears:
@@ -234,13 +279,46 @@ def fill_table(
             continue
         w = weights(n, k, DTYPES[args.dtype], device)
         for m in missing:
-            cell = measure(w, m, args.seconds)
+            cell = measure(w, m, args.seconds, **chosen)
             results["cells"].append(cell)
-            told = [cell[key] for key in ("name", "kernel", "ratios") if key in cell]
-            print(*told, flush=True)
+            if args.lines:
+                print_cell(name, cell)
+            else:
+                told = [cell[key] for key in ("name", "kernel", "ratios", "wrong") if key in cell]
+                print(*told, flush=True)
         results["summary"] = summary(results["cells"])
         store(path, results)
         if not args.small:
             torch.cuda.empty_cache()
     results["device"].append(device_state())
-    print(json.dumps(results["summary"]))
+    if not args.lines:
+        print(json.dumps(results.get("summary", {})))
+    if any(cell.get("wrong") for cell in results["cells"]):
+        raise SystemExit("some entrants were wrong, and are recorded as such")
+
+
+def _resumed_table(path: Path) -> dict[str, Any]:
+    return resumed(path, {"device": [], "summary": {}, "cells": []})
+
+
+def shapes_of(text: str) -> list[tuple[int, int]]:
+    """[(4096, 11008), ...] of "4096x11008,..."."""
+    pairs = [part.split("x") for part in text.split(",")]
+    return [(int(n), int(k)) for n, k in pairs]
+
+
+def _arguments(description: str, flags: dict[str, str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--part", choices=[*shapes.PARTS, "all"], default="all")
+    parser.add_argument("--shapes", type=shapes_of, help="NxK,... instead of a part's")
+    parser.add_argument("--m", type=lambda text: [int(m) for m in text.split(",")])
+    parser.add_argument("--dtype", choices=DTYPES, default="bf16")
+    parser.add_argument("--seconds", type=float, default=0.2, help="of every cell, at least")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--lines", action="store_true", help="prints cells as lines of JSON")
+    parser.add_argument("--small", action="store_true")
+    for name, what in flags.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", action="store_true", help=what)
+    return parser.parse_args()

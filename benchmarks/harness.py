@@ -51,6 +51,7 @@ class Case:
     name: str
     timings: dict[str, Timing] = field(default_factory=dict)
     ratios: dict[str, float] = field(default_factory=dict)
+    wrong: dict[str, str] = field(default_factory=dict)  # entrants that were not timed, and why
 
 
 def _percentile(values: list[float], fraction: float) -> float:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpu_harness import capture, milliseconds
+from gpu_harness import capture, first_line, milliseconds
 
 M_MULTIPLE = 8  # of the tokens that both take
 SCREENED_CALLS = 5  # at least
@@ -70,9 +70,14 @@ class CuSparseLt:
         )
         return (y if by.transposed else y.t().contiguous())[: x.shape[0]]
 
-    def screen(self, x: Tensor, expected: Tensor, allowed: float) -> Screening:
-        """Times every algorithm for this x and takes the fastest of those whose y is right."""
-        algorithms = list(dict.fromkeys(self._algorithms(x)))
+    def screen(
+        self, x: Tensor, expected: Tensor, allowed: float, own_choice: bool = False
+    ) -> Screening:
+        """Times every algorithm for this x and takes the fastest of those whose y is right.
+
+        own_choice: only those that it chooses itself, one for each layout of y.
+        """
+        algorithms = list(dict.fromkeys(self._algorithms(x, own_choice)))
         captured = self._can_be_captured(x, algorithms[0])
         times: dict[Algorithm, float] = {}
         refused = wrong = 0
@@ -89,8 +94,8 @@ class CuSparseLt:
         fastest = min(times, key=lambda algorithm: times[algorithm])
         return Screening(fastest, captured, len(times), refused, wrong)
 
-    def _algorithms(self, x: Tensor) -> Iterator[Algorithm]:
-        """Its own choice, then every id with k whole, for both layouts of y."""
+    def _algorithms(self, x: Tensor, own_choice: bool) -> Iterator[Algorithm]:
+        """Its own choice, then, if asked for, every id with k whole; for both layouts of y."""
         for transposed in (True, False):
             try:
                 alg_id, split_k, split_k_mode, most = torch._C._cusparselt.mm_search(
@@ -99,7 +104,7 @@ class CuSparseLt:
             except (AttributeError, RuntimeError) as error:
                 raise UnsupportedError(first_line(error)) from error
             yield Algorithm(alg_id, split_k, split_k_mode, transposed)
-            for i in range(most + 1):
+            for i in range(0 if own_choice else most + 1):
                 yield Algorithm(i, 1, -1, transposed)
 
     def _can_be_captured(self, x: Tensor, algorithm: Algorithm) -> bool:
@@ -153,7 +158,3 @@ def relative_error(y: Tensor, expected: Tensor) -> float:
         error += float((part.to(wide.dtype) - wide).square().sum())
         size += float(wide.square().sum())
     return (error / size) ** 0.5
-
-
-def first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]

@@ -28,7 +28,7 @@ class FakeC:
 
     def set_linear_24_rules(self, rules: list[Any]) -> None:
         for *_, kernel, splits in rules:
-            assert 1 <= splits <= list(KERNELS.values())[kernel][1]
+            assert kernel == -1 or 1 <= splits <= list(KERNELS.values())[kernel][1]
         self.rules = list(rules)
 
     def linear_24_check(self, kernel: int, splits: int, arch: int, sms: int, *problem: Any) -> str:
@@ -44,8 +44,8 @@ class FakeC:
         fits = [
             rule for rule in self.rules if rule[:5] == (arch, sms, dtype, n, k) and m <= rule[5]
         ]
-        if fits:
-            rule = min(fits, key=lambda rule: rule[5])
+        rule = min(fits, key=lambda rule: rule[5], default=None)
+        if rule and rule[6] >= 0:
             return rule[6], rule[7], True
         for kernel, (last_m, _) in enumerate(KERNELS.values()):
             if m <= last_m and not self.linear_24_check(kernel, 1, arch, sms, *problem[2:]):

@@ -124,7 +124,9 @@ def cuda_archs(known: set[str]) -> list[str]:
         archs = [arch for arch in PORTABLE_ARCHS if arch in known]
         if not archs:
             raise BuildError("this nvcc knows no architecture of " + ", ".join(PORTABLE_ARCHS))
-        archs[-1] += "+PTX"  # the driver compiles it for devices newer than this list
+        # The driver compiles PTX for devices that have no machine code here: for those newer than
+        # the list, and that of 90 for those between its entries, such as 110.
+        archs = [a + "+PTX" if a in ("90", archs[-1]) else a for a in archs]
     for arch in archs:
         if not re.fullmatch(r"\d{2,3}[af]?(\+PTX)?", arch):
             raise BuildError(

@@ -1,9 +1,15 @@
-// The dense matrix product that 2:4 is compared with: cuBLAS, called as torch.mm calls it.
+// The dense matrix product that packed linears are compared with: cuBLAS, called as torch.mm calls
+// it.
+//
+// cuBLAS is looked for when a program runs: WANDA_EXT_CUBLAS is its file, or it is on the library
+// path, such as that of torch's own packages. So a program needs no toolkit, and says what it
+// lacks.
 #pragma once
 
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <string>
 
 #include "wanda_ext/matrix_view.h"
 
@@ -16,9 +22,15 @@ class DenseGemm {
   DenseGemm(const DenseGemm&) = delete;
   DenseGemm& operator=(const DenseGemm&) = delete;
 
-  // y [m,n] = x [m,k] @ weight [n,k]^T, all contiguous and bf16 or fp16, fp32 accumulation.
-  void run(const void* x, const void* weight, void* y, std::int64_t m, std::int64_t n,
-           std::int64_t k, wanda_ext::DType dtype);
+  // "" or why there is no product.
+  static const std::string& missing();
+  // "13.1.0 of libcublas.so.13", or why it is missing.
+  static std::string version();
+
+  // y [m,n] = x [m,k] @ weight [n,k]^T, all contiguous and bf16 or fp16, fp32 accumulation; "" or
+  // what cuBLAS says. exactly: parts of k are not added in 16 bits, which it may do by default.
+  std::string run(const void* x, const void* weight, void* y, std::int64_t m, std::int64_t n,
+                  std::int64_t k, wanda_ext::DType dtype, bool exactly = false);
 
  private:
   void* handle_ = nullptr;

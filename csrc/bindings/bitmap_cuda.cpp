@@ -48,7 +48,7 @@ Tensor unpack_bitmap(const Tensor& values, const Tensor& mask, std::int64_t n, s
 void dense_linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
                   const Tensor& out) {
   std::array<StableIValue, 4> stack{from(x), from(weight), from(bias), from(out)};
-  STABLE_TORCH_ERROR_CODE_CHECK(
+  TORCH_ERROR_CODE_CHECK(
       torch_call_dispatcher("aten::linear", "out", stack.data(), TORCH_ABI_VERSION));
   torch::stable::detail::to<Tensor>(stack[0]);  // a handle of out's, to be freed
 }

@@ -59,11 +59,51 @@ def test_graphs_rotate_over_the_buffers(on_fake_gpu):
     assert calls[8:] == [0, *(0, 1, 2), *(0, 1)]
 
 
-def test_a_wrong_product_is_not_timed(monkeypatch):
+def test_entrants_take_turns_in_another_order_each_round(on_fake_gpu):
+    order = []
+    entrants = [
+        gpu_harness.GpuEntrant(name, lambda _, n=name: order.append(n), captured=False)
+        for name in "abc"
+    ]
+    gpu_harness.time_gpu_case("case", entrants, 2, lambda: None, 4, 0)
+    assert "".join(order) == "abcbcacababc"
+
+
+def test_what_cannot_be_captured_is_recorded(on_fake_gpu):
+    def refuse(i):
+        raise RuntimeError("CUDA error: no\nmore about it")
+
+    entrants = [gpu_harness.GpuEntrant("x", refuse), gpu_harness.GpuEntrant("y", lambda i: i)]
+    case = gpu_harness.time_gpu_case("case", entrants, 2, lambda: None, 5, 0)
+    assert case.wrong == {"x": "CUDA error: no"} and case.timings.keys() == {"y"}
+
+
+@pytest.mark.parametrize("wrong", ["wanda_ext", "torch.mm"])
+def test_a_wrong_product_is_recorded_and_the_others_are_timed(wrong):
     w = bench_linear_24.Weights(64, 64, torch.bfloat16, torch.device("cpu"))
-    w.values[-1, 5, 7] += 3
-    with pytest.raises(AssertionError, match=r"wanda_ext, 64x64, m 300: .* from fp64"):
-        bench_linear_24.measure(w, 300, 0)
+    (w.values if wrong == "wanda_ext" else w.dense)[-1, 5, 7] += 3
+    if wrong == "torch.mm":
+        right = w.dense[0].double()
+        w.exact = lambda x: x.double() @ right.t()
+    cell = bench_linear_24.measure(w, 300, 0)
+    assert cell["wrong"].keys() == {wrong} and "from fp64" in cell["wrong"][wrong]
+    assert cell["timings"].keys() == {"wanda_ext", "torch.mm"} - {wrong}
+    assert cell["ratios"] == {}
+
+
+def test_every_cell_is_a_line_at_once(tmp_path, monkeypatch, capsys):
+    arguments = ("--lines", "--shapes", "64x64,96x32", "--m", "1")
+    run_small(bench_linear_24, monkeypatch, *arguments)
+    cells = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [cell["cell"] for cell in cells] == ["linear_24 64x64 m 1", "linear_24 96x32 m 1"]
+    assert all(cell["ratios"]["torch.mm / wanda_ext"] > 0 for cell in cells)
+    monkeypatch.setattr(
+        bench_linear_24.Weights, "multiply_packed", lambda w, x, i: w.multiply(x, i) + 1
+    )
+    with pytest.raises(SystemExit, match="some entrants were wrong"):
+        run_small(bench_linear_24, monkeypatch, *arguments)
+    cells = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(cells) == 2 and all("wanda_ext" in cell["wrong"] for cell in cells)
 
 
 def test_results_of_another_binary_are_not_resumed(tmp_path):
@@ -115,7 +155,7 @@ def test_without_a_gpu_it_is_refused_before_any_work(benchmark, tmp_path, monkey
     monkeypatch.setattr("sys.argv", ["benchmark", "--out", str(tmp_path / "out.json")])
     with pytest.raises(SystemExit) as stopped:
         benchmark.main()
-    assert stopped.value.code == 2
+    assert stopped.value.code == gpu_harness.NO_DEVICE == 3
     assert "torch sees none; --small tries it on the CPU" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 

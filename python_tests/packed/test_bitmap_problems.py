@@ -15,7 +15,7 @@ from wanda_ext import convert, ops
 from wanda_ext.checkpoint.inspection import inspect_checkpoint
 from wanda_ext.checkpoint.quantizer import WandaExtConfig
 from wanda_ext.checkpoint.save import save_pretrained, swap_linears
-from wanda_ext.packed.bitmap import SparseLinearBitmap, tensors_problem
+from wanda_ext.packed.bitmap import SparseLinearBitmap, masks_problem, tensors_problem
 
 UP = "model.layers.0.mlp.up_proj"
 
@@ -130,6 +130,43 @@ def test_a_module_of_another_shape_does_not_load(assign):
         other.load_state_dict(whole.state_dict(), assign=assign)
     for name, tensor in other.state_dict().items():
         assert torch.equal(tensor, before[name]), name
+
+
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize("bits", [0, 1, 0xFFFF, 0x1FFFF << 15 & 0xFFFFFFFF, 0xFFFFFFFF])
+def test_a_mask_of_other_than_16_bits_does_not_load(bits, assign):
+    linear = nn.Linear(200, 40)
+    linear.weight.data[:, ::2] = 0
+    whole = SparseLinearBitmap.from_dense(linear)
+    other = SparseLinearBitmap(200, 40)
+    state = whole.state_dict()
+    state["mask"] = state["mask"].clone()
+    state["mask"][2, 1, 5] = bits - (1 << 32) if bits >> 31 else bits
+    if bits == 0xFFFF:
+        other.load_state_dict(state, assign=assign)
+        return
+    before = copy.deepcopy(other.state_dict())
+    with pytest.raises(RuntimeError, match="the bitmap has invalid masks in rows 32 to 47"):
+        other.load_state_dict(state, assign=assign)
+    for name, tensor in other.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    parent = nn.Sequential(other)
+    with pytest.raises(RuntimeError, match="0 has invalid masks in rows 32 to 47"):
+        parent.load_state_dict({f"0.{name}": tensor for name, tensor in state.items()})
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.8])
+def test_the_product_is_that_of_the_unpacked_weight(share):
+    """With masks of exactly 16 bits, the padding's and those filled up included."""
+    for n, k in ((1, 1), (17, 31), (40, 200), (48, 384)):
+        generator = torch.Generator().manual_seed(n)
+        weight = torch.randn(n, k, generator=generator)
+        weight *= torch.rand(n, k, generator=generator) < share
+        values, mask = ops.pack_bitmap(weight)
+        assert masks_problem(mask) == ""
+        unit = torch.eye(k)  # y[:, r] is row r of W, exactly
+        product = ops.linear_bitmap(unit, values, mask, n)
+        assert torch.equal(product.t(), ops.unpack_bitmap(values, mask, n, k))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 
 import pytest
@@ -49,10 +50,8 @@ def test_a_rule_serves_its_bucket_and_nothing_else(two):
     other = {m: two[0] if default[m][0] == two[1] else two[1] for m in default}  # not the default
     dispatch.add([row(8, other[8]), row(256, other[256])])
     for m in default:
-        last = (
-            bucket_of(m) if m <= 256 else m
-        )  # a bucket below runs what is the default for its end
-        expected = other[last] if last in (8, 256) else default[last][0]
+        bucket = bucket_of(m)
+        expected = other[bucket] if bucket in (8, 256) else default[m][0]
         assert dispatch.choose(GPU, *SHAPE, m)[0] == expected, m
 
 
@@ -89,6 +88,49 @@ def test_forced_runs_one_kernel_inside_and_restores_the_rules(two):
     with pytest.raises(KeyError), dispatch.forced(GPU, *SHAPE, two[1], 1):
         raise KeyError
     assert {m: dispatch.choose(GPU, *SHAPE, m) for m in BUCKETS} == everywhere
+
+
+def test_forced_inside_forced(two):
+    with dispatch.forced(GPU, *SHAPE, two[0], 1):
+        with dispatch.forced(GPU, *SHAPE, two[1], 1):
+            assert dispatch.choose(GPU, *SHAPE, 7) == (two[1], 1)
+        dispatch.add([row(64, two[1])])  # what is learnt meanwhile rules afterwards
+        assert dispatch.choose(GPU, *SHAPE, 7) == (two[0], 1)
+    assert dispatch.choose(GPU, *SHAPE, 64) == (two[1], 1)
+
+
+def work_on_another_shape(kernel):
+    """All that replaces rules, for a shape that is not SHAPE."""
+    dispatch.add([row(16, kernel, n=8192)])
+    with dispatch.forced(GPU, "bfloat16", 8192, 4096, kernel, 1):
+        dispatch.add([row(2, kernel, device="Another GPU")])
+
+
+def test_no_rule_is_missing_while_others_are_installed(two, monkeypatch):
+    dispatch.add([row(8, two[1]), row(256, two[0])])  # not the defaults
+    before = {m: dispatch.choose(GPU, *SHAPE, m) for m in BUCKETS}
+    met = []
+    install = dispatch._C.set_linear_24_rules
+
+    def watched(rules):
+        install(rules)  # now another thread calls
+        met.append({m: dispatch.choose(GPU, *SHAPE, m) for m in BUCKETS})
+
+    monkeypatch.setattr(dispatch._C, "set_linear_24_rules", watched)
+    work_on_another_shape(two[0])
+    assert len(met) >= 4 and met == [before] * len(met)
+
+
+def test_calls_of_another_thread_run_the_same_kernels(two):
+    default = dispatch.choose(GPU, *SHAPE, 8)[0]
+    other = two[0] if default == two[1] else two[1]
+    dispatch.add([row(8, other)])
+    thread = threading.Thread(target=lambda: [work_on_another_shape(two[0]) for _ in range(200)])
+    thread.start()
+    chosen = set()
+    while thread.is_alive():
+        chosen.add(dispatch.choose(GPU, *SHAPE, 8))
+    assert chosen == {(other, 1)}
 
 
 def test_several_gpus_keep_their_rules(two):

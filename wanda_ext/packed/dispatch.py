@@ -1,7 +1,9 @@
 """Which kernel linear_24 runs on a GPU: rules from the dispatch table, else the default in C++.
 
 A GPU's rules are installed when it is first used. A bucket that was not measured, below one that
-was, gets a rule with its default kernel, for C++ knows no lower end of a rule.
+was, gets a rule that says so, for C++ knows no lower end of a rule. All rules are replaced in one
+step: a call of another thread meets those of before or those of after, and runs the same kernel by
+either where nothing new is known of its shape.
 """
 
 from __future__ import annotations
@@ -21,10 +23,12 @@ NO_CUDA = "this build has no CUDA kernels; `python -m wanda_ext.info` says how t
 Choice = tuple[str, int]  # a kernel and its splits of k
 
 _BEYOND = 2**63 - 1
+_DEFAULT = -1  # kLinear24Default in ops.h, in place of a kernel
 _Rule = tuple[int, int, str, int, int, int, int, int]  # as _C.set_linear_24_rules takes them
 
 _lock = threading.RLock()
 _tables: dict[Gpu, Table] = {}  # of the GPUs in use
+_forced: list[_Rule] = []  # by `forced`, the innermost last
 
 
 def gpu_of(device: torch.device) -> Gpu | None:
@@ -152,10 +156,12 @@ def forced(gpu: Gpu, dtype: str, n: int, k: int, kernel: str, splits: int) -> It
     """Inside, this kernel runs all calls with W[n, k] of this dtype on such GPUs."""
     index = kernels().index(kernel)
     with _lock:
+        _forced.append((gpu.arch, gpu.sms, dtype, n, k, _BEYOND, index, splits))
         try:
-            _C.set_linear_24_rules([(gpu.arch, gpu.sms, dtype, n, k, _BEYOND, index, splits)])
+            _install()
             yield
         finally:
+            _forced.pop()
             _install()
 
 
@@ -173,9 +179,9 @@ def _refusal(row: Row) -> str:
 
 
 def _install() -> None:
-    _C.set_linear_24_rules([])  # so that choose gives the defaults
-    rules = [rule for gpu, table in _tables.items() for rule in _rules(gpu, table)]
-    _C.set_linear_24_rules(rules)
+    instead = {rule[:5]: rule for rule in _forced}
+    known = [rule for gpu, table in _tables.items() for rule in _rules(gpu, table)]
+    _C.set_linear_24_rules([*(r for r in known if r[:5] not in instead), *instead.values()])
 
 
 def _rules(gpu: Gpu, table: Table) -> Iterator[_Rule]:
@@ -184,6 +190,6 @@ def _rules(gpu: Gpu, table: Table) -> Iterator[_Rule]:
         measured = [m for m in BUCKETS if rows[m] is not None]
         for m in BUCKETS[: BUCKETS.index(measured[-1]) + 1]:
             row = rows[m]
-            kernel, splits = (row.kernel, row.splits) if row else choose(gpu, dtype, n, k, m)
+            kernel, splits = (kernels().index(row.kernel), row.splits) if row else (_DEFAULT, 1)
             last_m = _BEYOND if m == BUCKETS[-1] else m
-            yield gpu.arch, gpu.sms, dtype, n, k, last_m, kernels().index(kernel), splits
+            yield gpu.arch, gpu.sms, dtype, n, k, last_m, kernel, splits

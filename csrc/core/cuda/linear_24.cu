@@ -168,6 +168,7 @@ Status add_linear_24_kernels(const Linear24Kernels* kernels) {
 
 Status set_linear_24_rules(const Linear24Rule* rules, std::int64_t count) {
   for (std::int64_t i = 0; i < count; ++i) {
+    if (rules[i].choice.kernel == kLinear24Default) continue;
     const Linear24Kernel* row = row_of(rules[i].choice.kernel);
     if (row == nullptr || rules[i].choice.splits < 1 || rules[i].choice.splits > row->max_splits) {
       return make_error(StatusCode::kInvalidArgument,

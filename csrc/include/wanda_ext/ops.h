@@ -94,6 +94,10 @@ struct Surplus {
 Status pack_bitmap(ConstMatrixView weight, void* values, std::int32_t* mask, std::int32_t* bad,
                    const ParallelFor& parallel);
 
+// Whatever takes a bitmap takes masks with exactly 16 bits set, padding included, as pack_bitmap
+// writes them; whoever loads one from elsewhere checks that. With another mask nothing outside of
+// the arguments is read or written, but what a record then holds is up to the op and the device.
+
 // The exact inverse: weight [n,k], the surplus written into it. Of a matrix in row tiles, rows
 // [16 * i, ...) start at tile i * k128 of values and mask.
 Status unpack_bitmap(const void* values, const std::int32_t* mask, const Surplus& surplus,
@@ -145,6 +149,8 @@ struct Linear24Choice {
   bool tuned = false;  // by a rule, not by default
 };
 // Of all calls with these device, dtype, n and k, and m <= last_m (the nearest such rule wins).
+// With kLinear24Default as its kernel these run by default, whatever rules there are for larger m.
+constexpr int kLinear24Default = -1;
 struct Linear24Rule {
   Device device;
   DType dtype;
@@ -155,7 +161,7 @@ struct Linear24Rule {
 Status current_device(Device* device);
 int linear_24_kernels();
 const char* linear_24_kernel_name(int kernel);  // "mma_sp_128x16", or "" where there is none
-// Replaces all rules. Copies them; safe beside running calls.
+// Replaces all rules in one step. Copies them; safe beside running calls.
 Status set_linear_24_rules(const Linear24Rule* rules, std::int64_t count);
 // By the rules, or else a default that depends on the arguments alone. Fails where no kernel of
 // this program runs on such a device, or reads that dtype or order.

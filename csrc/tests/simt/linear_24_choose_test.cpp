@@ -119,6 +119,13 @@ void test_rules() {
   CHECK(is(chosen(kA100, 4, 16, kFp16, k80), "few"));        // another dtype
   CHECK(is(chosen(kA100, 4, 24, kBf16, k80), "eights"));     // another n
   CHECK(is(chosen({80, 64}, 4, 16, kBf16, k80), "eights"));  // another device
+  // A rule that says "by default" hides those for larger m.
+  const Linear24Rule gap[] = {rule(kA100, 64, 0, 2), rule(kA100, 9, kLinear24Default, 1)};
+  CHECK_OK(set_linear_24_rules(gap, 2));
+  CHECK(is(chosen(kA100, 10, 16, kBf16, k80, 2, true), "few"));
+  CHECK(is(chosen(kA100, 9, 16, kBf16, k80), "more"));
+  CHECK_OK(set_linear_24_rules(rules, 4));
+
   // Wrong rules change nothing.
   const Linear24Rule wrong[] = {rule(kA100, 4, 5, 1), rule(kA100, 4, 0, 5), rule(kA100, 4, 0, 0)};
   for (const Linear24Rule& one : wrong) {
