@@ -65,7 +65,7 @@ def test_by_default(m, kernel, gpu):
 def test_rules_are_installed_before_they_are_told(gpu, monkeypatch):
     module = packed()
     pose_as_gpu(monkeypatch)  # a process that has not used the GPU yet, with the rows in its cache
-    wanda_ext.dispatch_table.store([row(8, WIDE, n=64, k=32)])
+    wanda_ext.packed.dispatch_table.store([row(8, WIDE, n=64, k=32)])
     assert explain(module, 8).path == WIDE
 
 
