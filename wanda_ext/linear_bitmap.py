@@ -166,9 +166,10 @@ class SparseLinearBitmap(PackedLinear):
         if stored is not None and not stored.is_meta and stored.tolist() != own:  # padding hides it
             rest[-1].append(f"size mismatch for {prefix}weight: {stored.tolist()}, here {own}")
             return
-        mask = state_dict.get(f"{prefix}mask")
-        known = mask is not None and mask.shape == self.mask.shape and not mask.is_meta
-        if known and (invalid := masks_problem(mask.to(torch.int32))):
+        mask, invalid = state_dict.get(f"{prefix}mask"), ""
+        if mask is not None and not mask.is_meta and mask.shape == self.mask.shape:
+            invalid = masks_problem(mask.to(torch.int32))
+        if invalid:
             rest[-1].append(f"{prefix.rstrip('.') or 'the bitmap'} {invalid}")
             return
         super()._load_from_state_dict(state_dict, prefix, *rest, **options)
