@@ -91,7 +91,7 @@ def test_an_open_file_takes_no_memory(tmp_path: Path) -> None:
     code = """
 import sys
 from pathlib import Path
-from wanda_ext.shards import stored_tensors, write_shard
+from wanda_ext.files.shards import stored_tensors, write_shard
 def peak():
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) // 1024
 folder = Path(sys.argv[1])

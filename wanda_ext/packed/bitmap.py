@@ -161,9 +161,9 @@ class SparseLinearBitmap(PackedLinear):
         if stored is not None and not stored.is_meta and stored.tolist() != own:  # padding hides it
             rest[-1].append(f"size mismatch for {prefix}weight: {stored.tolist()}, here {own}")
             return
-        mask = state_dict.get(f"{prefix}mask")
-        fits = mask is not None and mask.shape == self.mask.shape and not mask.is_meta
-        invalid = masks_problem(mask.to(torch.int32)) if mask is not None and fits else ""
+        mask, invalid = state_dict.get(f"{prefix}mask"), ""
+        if mask is not None and not mask.is_meta and mask.shape == self.mask.shape:
+            invalid = masks_problem(mask.to(torch.int32))
         if invalid:
             rest[-1].append(f"{prefix.rstrip('.') or 'the bitmap'} {invalid}")
             return
