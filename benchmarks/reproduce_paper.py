@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from paper_rows import ROWS, Row
-from wanda_ext.cli import main as cli
+from wanda_ext import cli
 
 NONE = "no published figure on record"
 

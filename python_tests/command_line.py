@@ -9,7 +9,7 @@ import torch
 import transformers
 from tiny_models import tiny_model, tiny_tokenizer
 
-from wanda_ext.cli import main as cli
+from wanda_ext import cli
 
 
 def saved_model(folder: Path) -> Path:

@@ -12,8 +12,8 @@ from local_tasks import three_forms, write_tasks
 from tiny_models import CONTEXT, tiny_model, tiny_tokenizer
 
 import wanda_ext
+from wanda_ext import cli
 from wanda_ext.cli import eval as cli_eval
-from wanda_ext.cli import main as cli
 from wanda_ext.quality import tasks
 
 

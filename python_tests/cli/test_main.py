@@ -13,9 +13,8 @@ from command_line import one_line, prune, saved_model, weights
 from tiny_models import tiny_model, tiny_tokenizer
 
 import wanda_ext
-from wanda_ext import bench
+from wanda_ext import bench, cli
 from wanda_ext.cli import demo
-from wanda_ext.cli import main as cli
 from wanda_ext.packed.dispatch_table import BUCKETS
 from wanda_ext.report.report import PruneReport
 

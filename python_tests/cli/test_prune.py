@@ -13,7 +13,7 @@ import transformers
 from command_line import one_line, prune, saved_model, weights
 
 import wanda_ext
-from wanda_ext.cli import main as cli
+from wanda_ext import cli
 from wanda_ext.files import shards
 from wanda_ext.report import page
 from wanda_ext.report.page import reproduce_command
