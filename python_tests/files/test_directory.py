@@ -87,7 +87,7 @@ def test_refuses_what_appeared_meanwhile(tmp_path):
 
 def test_a_killed_writer_leaves_nothing_under_the_name(tmp_path):
     code = f"""
-from wanda_ext.directory import new_directory
+from wanda_ext.files.directory import new_directory
 with new_directory({str(tmp_path / "out")!r}) as folder:
     (folder / "half.txt").write_text("half")
     print("writing", flush=True)
