@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -19,10 +19,16 @@ from tiny_models import tiny_tokenizer, token_ids
 
 import wanda_ext
 from wanda_ext.checkpoint.reader import open_checkpoint
+from wanda_ext.stream import NamesError
 
 TEXT = [f"text {row}" for row in families.available()]
 VISION = [f"vision {kind}" for kind in families.multimodal_available()]
 JOINED = {"text sarvam_moe"}  # q, k and v are one tensor: packed, they are stored one by one
+IGNORED = {"text gemma3n": "*.altup.*"}  # of two columns
+NOT_STREAMED = {  # what is said of it; in memory it is pruned as the others are
+    "text falcon_h1": "does not say how to compute its buffer",
+    "text zamba2": "such blocks cannot be pruned one by one",
+}
 OWN_RULES = {"text mixtral", "text sarvam_moe", "vision qwen3_5", "vision llava"}
 ROWS = sampled([*TEXT, *VISION], 9, [row for row in (*TEXT, *VISION) if row in OWN_RULES])
 Made = Callable[[str, bool], Path]
@@ -67,19 +73,29 @@ def src(row: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def made(src: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, bool], Path]:
+def made(row: str, src: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
     """The pruned directory by the way it was made and whether it is packed, made when asked for."""
     home = tmp_path_factory.mktemp("made")
-    return cache(lambda way, packed: pruned(src, home / f"{way} {packed}", way, packed))
+    ignore = [IGNORED[row]] if row in IGNORED else []
+    return cache(lambda way, packed: pruned(src, home / f"{way} {packed}", way, packed, ignore))
 
 
-def pruned(src: Path, dst: Path, way: str, packed: bool) -> Path:
+def pruned(src: Path, dst: Path, way: str, packed: bool, ignore: Sequence[str] = ()) -> Path:
     if way == "streamed":
-        prune(src, dst, calib=None, method="magnitude", packed=packed)
+        prune(src, dst, calib=None, method="magnitude", packed=packed, ignore=ignore)
     else:
         words = ["--method", "magnitude", "--in-memory", *(["--packed"] if packed else [])]
+        words += [word for glob in ignore for word in ("--ignore", glob)]
         assert prune_by_command(src, dst, *words) == 0
     return dst
+
+
+def check_streamed(row: str, src: Path, made: Made, way: str) -> None:
+    """Skips what cannot go block by block, once that was told before anything was written."""
+    if way == "streamed" and row in NOT_STREAMED:
+        with pytest.raises(NamesError, match=NOT_STREAMED[row]):
+            made(way, False)
+        pytest.skip(NOT_STREAMED[row])
 
 
 def same(one: torch.Tensor, other: torch.Tensor) -> bool:
@@ -118,7 +134,8 @@ def loaded(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_prune_keeps_every_tensor_and_file(src: Path, made: Made, way: str) -> None:
+def test_a_prune_keeps_every_tensor_and_file(row: str, src: Path, made: Made, way: str) -> None:
+    check_streamed(row, src, made, way)
     dst = made(way, False)
     before, after = tensors_of(src), tensors_of(dst)
     assert after.keys() == before.keys()
@@ -135,6 +152,7 @@ def test_a_prune_keeps_every_tensor_and_file(src: Path, made: Made, way: str) ->
 
 @pytest.mark.parametrize("way", WAYS)
 def test_packed_is_the_same_model(row: str, src: Path, made: Made, way: str) -> None:
+    check_streamed(row, src, made, way)
     dense, packed = made(way, False), made(way, True)
     expected, found = loaded(dense), loaded(packed)
     assert found.keys() == expected.keys()
@@ -150,7 +168,8 @@ def test_packed_is_the_same_model(row: str, src: Path, made: Made, way: str) -> 
 
 
 def test_convert_keeps_every_tensor_and_file(row: str, made: Made, tmp_path: Path) -> None:
-    dense, packed = made("streamed", False), made("streamed", True)
+    way = "in memory" if row in NOT_STREAMED else "streamed"
+    dense, packed = made(way, False), made(way, True)
     wanda_ext.convert(packed, tmp_path / "dense", "dense")
     wanda_ext.convert(dense, tmp_path / "packed", "packed")
     wanda_ext.convert(tmp_path / "packed", tmp_path / "again", "dense")
@@ -172,6 +191,10 @@ def test_vision_models_are_calibrated_as_their_own_class(kind: str, tmp_path: Pa
     model = build(kind)
     model.save_pretrained(src)
     tiny_tokenizer().save_pretrained(src)
+    if kind == "vision idefics3":  # it moves embeddings to where its vision tower is
+        with pytest.raises(NamesError, match=r"cannot run alone .*meta.*--in-memory"):
+            prune(src, tmp_path / "dst")
+        return
     prune(src, tmp_path / "dst")
     wanda_ext.prune_model(model, token_ids(), batch_size=2, progress=False, swap=False)
     model.save_pretrained(tmp_path / "memory")
