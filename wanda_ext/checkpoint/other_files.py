@@ -19,10 +19,10 @@ OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".o
 WHOLE_MODEL = ("model", "consolidated", "pytorch_model")
 PLACES_OF_WHOLE_MODELS = ("", "original")
 HIDDEN = (".git", ".cache")
-# What transformers reads of a directory by its name, beside weights.
+# What transformers reads of a directory by its name.
 READ = (
     *(".json", ".jinja", ".model", ".tiktoken", ".py", "vocab.txt", "merges.txt", "bpe.codes"),
-    "additional_chat_templates",
+    *(".safetensors", ".bin", "additional_chat_templates"),
 )
 
 

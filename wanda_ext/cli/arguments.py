@@ -11,7 +11,13 @@ from typing import Any
 import transformers
 from transformers.utils.hub import cached_file
 
-from wanda_ext.checkpoint import Checkpoint, holds_safetensors, model_class, open_checkpoint
+from wanda_ext.checkpoint import (
+    Checkpoint,
+    check_links,
+    holds_safetensors,
+    model_class,
+    open_checkpoint,
+)
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -30,6 +36,8 @@ def load(arguments: argparse.Namespace, trust: bool = False, **options: Any) -> 
     """
     name = arguments.model
     code = {"trust_remote_code": True} if trust else {}
+    if Path(name).is_dir():
+        check_links(Path(name))
     with named(name):
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, **code)
         kind = model_class(transformers.AutoConfig.from_pretrained(name, **code))

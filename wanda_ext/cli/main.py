@@ -16,11 +16,10 @@ import torch
 import transformers
 
 import wanda_ext
-from wanda_ext.checkpoint import empty_of, inspect_checkpoint, model_class, told_left
+from wanda_ext.checkpoint import check_links, empty_of, inspect_checkpoint, model_class, told_left
 from wanda_ext.cli.arguments import named
 from wanda_ext.cli.eval import add_eval
 from wanda_ext.cli.prune import add_prune
-from wanda_ext.files import check_inside
 from wanda_ext.packed.dispatch_table import BUCKETS
 from wanda_ext.packed.dispatch_table import DTYPES as TIMED_DTYPES
 from wanda_ext.report import REPORT, PruneReport
@@ -53,8 +52,8 @@ def _say_error(message: str, error: BaseException) -> None:
 def _inspect(arguments: argparse.Namespace) -> None:
     print(inspect_checkpoint(arguments.directory))
     if arguments.verify:
+        check_links(Path(arguments.directory))
         path = Path(arguments.directory) / REPORT
-        check_inside(path, path.parent)
         report = PruneReport.load(path) if path.exists() else None
         kind = model_class(transformers.AutoConfig.from_pretrained(arguments.directory))
         model = kind.from_pretrained(arguments.directory, dtype="auto")
