@@ -143,6 +143,7 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "ernie4_5_moe": ("ernie4_5_moe", {**MOE, "moe_num_experts": 4, "moe_k": 2}),
     "aria": ("aria_text", {**MOE, "moe_num_experts": 4, "moe_topk": 2, "head_dim": 8}),
     "minimax": ("minimax", {**MOE, "block_size": 8}),
+    "sarvam_moe": ("sarvam_moe", MOE),  # its files hold q, k and v as one
     "jamba": (
         "jamba",
         {**MOE, "attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False}
@@ -215,23 +216,64 @@ def build(row: str, attention: str = "sdpa") -> Any:
     return model.eval()
 
 
+# --- Vision and language --------------------------------------------------------------------------
+
 VISION = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3}
 VISION |= {"num_attention_heads": 4, "image_size": 16, "patch_size": 8}
+CLIP = {**VISION, "model_type": "clip_vision_model"}
+SIGLIP = {**VISION, "model_type": "siglip_vision_model"}
+QWEN_VISION = {"depth": 3, "embed_dim": 32, "hidden_size": 32, "num_heads": 4, "patch_size": 8}
+QWEN_VISION |= {"intermediate_size": 48, "out_hidden_size": 32, "fullatt_block_indexes": [1]}
+QWEN_VISION |= {"num_position_embeddings": 16, "deepstack_visual_indexes": [0]}
+ROPE = {"rope_type": "default", "rope_theta": 1e4}
+MROPE = {"rope_parameters": {**ROPE, "mrope_section": [1, 1, 2]}}
+PARTIAL = {"rope_parameters": {**ROPE, "mrope_section": [1, 1, 0], "partial_rotary_factor": 0.5}}
 MULTIMODAL: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {  # class, vision, text
-    "llava": ("LlavaForConditionalGeneration", {**VISION, "model_type": "clip_vision_model"}, {}),
+    "llava": ("LlavaForConditionalGeneration", CLIP, {}),
+    "llava_next": ("LlavaNextForConditionalGeneration", CLIP, {}),
+    "llava_onevision": (
+        "LlavaOnevisionForConditionalGeneration",
+        SIGLIP,
+        {"model_type": "qwen2"},
+    ),
     "gemma3": ("Gemma3ForConditionalGeneration", VISION, {**WINDOW, "model_type": "gemma3_text"}),
-    "qwen2_vl": (
-        "Qwen2VLForConditionalGeneration",
-        {"depth": 3, "embed_dim": 32, "hidden_size": 32, "num_heads": 4, "patch_size": 8},
-        {
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 1e4,
-                "mrope_section": [1, 1, 2],
-            }
-        },
+    "paligemma": (
+        "PaliGemmaForConditionalGeneration",
+        {**SIGLIP, "vocab_size": 128, "projection_dim": 32},
+        {"model_type": "gemma"},
+    ),
+    "qwen2_vl": ("Qwen2VLForConditionalGeneration", QWEN_VISION, MROPE),
+    "qwen2_5_vl": ("Qwen2_5_VLForConditionalGeneration", QWEN_VISION, MROPE),
+    "qwen3_vl": ("Qwen3VLForConditionalGeneration", QWEN_VISION, MROPE),
+    "qwen3_5": (
+        "Qwen3_5ForConditionalGeneration",
+        QWEN_VISION,
+        {**LINEAR_ATTENTION, **PARTIAL},
+    ),
+    "glm4v": ("Glm4vForConditionalGeneration", QWEN_VISION, MROPE),
+    "idefics3": ("Idefics3ForConditionalGeneration", VISION, {"model_type": "llama"}),
+    "smolvlm": ("SmolVLMForConditionalGeneration", VISION, {"model_type": "llama"}),
+    "mistral3": (
+        "Mistral3ForConditionalGeneration",
+        {**VISION, "model_type": "pixtral", "head_dim": 8},
+        {"model_type": "mistral"},
+    ),
+    "internvl": (
+        "InternVLForConditionalGeneration",
+        {**VISION, "image_size": [16, 16], "patch_size": [8, 8], "model_type": "internvl_vision"},
+        {"model_type": "qwen2"},
+    ),
+    "aya_vision": (
+        "AyaVisionForConditionalGeneration",
+        SIGLIP,
+        {**MIXED, "model_type": "cohere2"},
     ),
 }
+
+
+def multimodal_available() -> list[str]:
+    """The kinds of MULTIMODAL that the installed transformers has."""
+    return [kind for kind, (name, _, _) in MULTIMODAL.items() if hasattr(transformers, name)]
 
 
 def build_multimodal(kind: str) -> Any:
@@ -239,6 +281,11 @@ def build_multimodal(kind: str) -> Any:
     name, vision, text = MULTIMODAL[kind]
     torch.manual_seed(0)
     config = AutoConfig.for_model(
-        kind, vision_config=vision, text_config={**COMMON, **text}, image_token_id=127
+        kind,
+        vision_config=vision,
+        text_config={**COMMON, **text},
+        image_token_id=127,
+        image_token_index=127,
+        projection_dim=32,
     )
     return getattr(transformers, name)(config).eval()

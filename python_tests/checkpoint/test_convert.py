@@ -23,6 +23,7 @@ from streamed import assert_same_tensors, tensors_of
 from transformers import AutoModelForCausalLM
 
 from wanda_ext.checkpoint.convert import convert
+from wanda_ext.checkpoint.inspection import inspect_checkpoint
 from wanda_ext.checkpoint.reader import INDEX
 from wanda_ext.checkpoint.save import save_pretrained, swap_linears
 from wanda_ext.files.directory import MARKER
@@ -201,3 +202,63 @@ def test_each_linear_is_packed_twice_to_look_and_to_write(tmp_path, monkeypatch)
     monkeypatch.setattr(module, "pack", lambda w: packed.append(w) or pack(w))
     outcome = convert(tmp_path / "dense", tmp_path / "packed")
     assert len(packed) <= 2 * len(outcome)
+
+
+@pytest.mark.parametrize("where", ["absolute", "up", "number", "no mapping"])
+def test_the_index_names_no_file_outside(packed, tmp_path, where):
+    """What the index keeps for the way back to packed is a file name of a stranger's."""
+    loaded = AutoModelForCausalLM.from_pretrained(packed)
+    save_pretrained(loaded, tmp_path / "dense", max_shard_size="50KB")
+    victim = tmp_path / "victim.safetensors"
+    victim.write_text("precious")
+    names = {"absolute": str(victim), "up": "../victim.safetensors", "number": 3, "no mapping": 3}
+    index = json.loads((tmp_path / "dense" / INDEX).read_text())
+    linear = next(name for name in index["weight_map"] if "q_proj" in name).removesuffix(".weight")
+    files = names[where] if where == "no mapping" else {f"{linear}.meta": names[where]}
+    index["metadata"]["wanda_ext_meta_files"] = files
+    (tmp_path / "dense" / INDEX).write_text(json.dumps(index))
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(ValueError, match=r"expected a \.safetensors file beside it: remove"):
+        convert(tmp_path / "dense", tmp_path / "out", "packed")
+    assert victim.read_text() == "precious" and sorted(tmp_path.iterdir()) == before
+
+
+def test_links_that_lead_out_are_left_and_named(packed, tmp_path):
+    (tmp_path / "secret").write_text("secret")
+    (packed / "notes.txt").symlink_to("../secret")
+    (packed / "sub").mkdir()
+    (packed / "sub" / "key").symlink_to(tmp_path / "secret")
+    (packed / "modeling.py").write_text("code")
+    outcome = convert(packed, tmp_path / "dense", "dense")
+    assert set(outcome.left) == {"notes.txt", "sub/key", "modeling.py"}
+    assert not [p for p in (tmp_path / "dense").rglob("*") if p.name in ("notes.txt", "key")]
+    assert not (tmp_path / "dense" / "modeling.py").exists()
+    convert(packed, tmp_path / "trusted", "dense", trust_remote_code=True)
+    assert (tmp_path / "trusted" / "modeling.py").read_text() == "code"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_links_that_would_be_read_are_refused(packed, tmp_path, name):
+    (packed / name).rename(tmp_path / name)
+    (packed / name).symlink_to(tmp_path / name)
+    with pytest.raises(ValueError, match=rf"{name} is a link to .*outside of the checkpoint's"):
+        convert(packed, tmp_path / "dense", "dense")
+    with pytest.raises(ValueError, match=r"is a link to .*outside of the checkpoint's"):
+        inspect_checkpoint(packed)
+    if name != "config.json":  # which transformers reads by itself
+        with pytest.raises(ValueError, match=r"is a link to .*outside of the checkpoint's"):
+            AutoModelForCausalLM.from_pretrained(packed)
+    assert not (tmp_path / "dense").exists()
+
+
+def test_a_snapshot_of_the_hubs_cache_is_converted(packed, tmp_path):
+    snapshot = tmp_path / "models--org--name" / "snapshots" / "revision"
+    snapshot.mkdir(parents=True)
+    (tmp_path / "models--org--name" / "blobs").mkdir()
+    (packed / "README.md").write_text("read me")
+    for path in packed.iterdir():
+        path.rename(tmp_path / "models--org--name" / "blobs" / path.name)
+        (snapshot / path.name).symlink_to(f"../../blobs/{path.name}")
+    outcome = convert(snapshot, tmp_path / "dense", "dense")
+    assert outcome.left == {} and (tmp_path / "dense" / "README.md").read_text() == "read me"
+    AutoModelForCausalLM.from_pretrained(snapshot)

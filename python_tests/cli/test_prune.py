@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -167,3 +168,44 @@ def test_repair_comes_before_the_gate(saved: Path, tmp_path: Path) -> None:
     name = "model.layers.1.mlp.up_proj.weight"
     one, other = weights(out)[name], weights(tmp_path / "plain")[name]
     assert torch.equal(one == 0, other == 0) and not torch.equal(one, other)
+
+
+@pytest.mark.parametrize("words", [["prune", "--in-memory"], ["prune"], ["eval"], ["inspect"]])
+def test_no_link_is_followed_out_of_the_directory(
+    saved: Path, tmp_path: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = tmp_path / "own"
+    shutil.copytree(saved, own)
+    (own / "tokenizer.json").rename(tmp_path / "tokenizer.json")
+    (own / "tokenizer.json").symlink_to(tmp_path / "tokenizer.json")
+    calib = str(saved.parent / "text.txt")
+    more = {
+        "prune": ["--out", str(tmp_path / "out"), "--calib", calib],
+        "eval": ["--data", calib],
+        "inspect": ["--verify"],
+    }
+    assert cli.main([words[0], str(own), *words[1:], *more[words[0]]]) == 1
+    assert "tokenizer.json is a link to" in one_line(capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_left_is_told(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = tmp_path / "own"
+    shutil.copytree(saved, own)
+    (tmp_path / "secret").write_text("secret")
+    (own / "notes.md").symlink_to("../secret")
+    (own / "modeling.py").write_text("code")
+    for name, words in (("files", []), ("memory", ["--in-memory"])):
+        assert prune(own, tmp_path / name, "--method", "magnitude", *words) == 0
+        out = capsys.readouterr().out
+        assert "not taken along: modeling.py (code" in out and "notes.md (a link" in out
+        assert report_of(tmp_path / name).left.keys() == {"modeling.py", "notes.md"}
+    prune(own, tmp_path / "packed", "--method", "magnitude", "--packed")
+    capsys.readouterr()
+    (tmp_path / "packed" / "extra.py").write_text("code")
+    assert (
+        cli.main(["convert", str(tmp_path / "packed"), str(tmp_path / "d"), "--to", "dense"]) == 0
+    )
+    assert "not taken along: extra.py (code" in capsys.readouterr().out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from fresh_python import run_python
 from safetensors.torch import load_file, save_file
 
-from wanda_ext.files.shards import COPIED_AT_ONCE, stored_tensors, write_shard
+from wanda_ext.files.shards import COPIED_AT_ONCE, sha256_of, stored_tensors, write_shard
 
 TENSORS = {
     "matrix": torch.arange(12.0).reshape(3, 4),
@@ -24,10 +25,12 @@ TENSORS = {
 
 
 def test_the_librarys_bytes(tmp_path: Path) -> None:
-    total = write_shard(tmp_path / "ours", TENSORS)
+    written = write_shard(tmp_path / "ours", TENSORS)
     save_file(TENSORS, tmp_path / "theirs", {"format": "pt"})
     assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
-    assert total == sum(tensor.nbytes for tensor in TENSORS.values())
+    assert written.nbytes == sum(tensor.nbytes for tensor in TENSORS.values())
+    assert written.sha256 == sha256((tmp_path / "ours").read_bytes()).hexdigest()
+    assert written.sha256 == sha256_of(tmp_path / "ours")
 
 
 def test_read_is_what_was_written(tmp_path: Path) -> None:
@@ -48,11 +51,11 @@ def test_copied_and_cast_in_pieces(tmp_path: Path) -> None:
     write_shard(tmp_path / "a", {"large": large, "turned": turned})
     stored = stored_tensors([tmp_path / "a"])
     half = replace(stored["large"], dtype=torch.bfloat16)
-    size = write_shard(tmp_path / "b", {"same": stored["large"], "half": half, "t": turned})
+    written = write_shard(tmp_path / "b", {"same": stored["large"], "half": half, "t": turned})
     found = load_file(tmp_path / "b")
     assert torch.equal(found["same"], large) and torch.equal(found["half"], large.bfloat16())
     assert torch.equal(found["t"], turned)
-    assert size == large.nbytes * 3 // 2 + turned.nbytes
+    assert written.nbytes == large.nbytes * 3 // 2 + turned.nbytes
     assert torch.equal(half.read(), large.bfloat16())
 
 
@@ -91,7 +94,7 @@ def test_an_open_file_takes_no_memory(tmp_path: Path) -> None:
     code = """
 import sys
 from pathlib import Path
-from wanda_ext.files.shards import stored_tensors, write_shard
+from wanda_ext.files.shards import COPIED_AT_ONCE, sha256_of, stored_tensors, write_shard
 def peak():
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) // 1024
 folder = Path(sys.argv[1])

@@ -10,9 +10,10 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from streamed import assert_same_tensors, in_memory, prune, saved
+from streamed import assert_same_tensors, in_memory, prune, saved, tensors_of
 from tiny_models import FAMILIES, tiny_model, token_ids
 
+from wanda_ext.checkpoint import convert
 from wanda_ext.checkpoint.reader import open_checkpoint
 from wanda_ext.stream.meta_model import NamesError
 from wanda_ext.stream.skeleton import Skeleton
@@ -96,7 +97,18 @@ def test_a_base_models_checkpoint(tmp_path: Path) -> None:
     edited(src, as_on_the_hub)
     in_memory(src, tmp_path / "memory")
     prune(src, tmp_path / "dst")
-    assert_same_tensors(tmp_path / "dst", tmp_path / "memory")
+    expected = {
+        n.removeprefix("transformer."): t for n, t in tensors_of(tmp_path / "memory").items()
+    }
+    found = tensors_of(tmp_path / "dst")
+    assert found.keys() == tensors_of(src).keys() == expected.keys() | {"h.0.attn.bias"}
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    prune(src, tmp_path / "packed", packed=True)
+    assert {"h.0.attn.c_attn.meta", "h.0.attn.bias"} <= tensors_of(tmp_path / "packed").keys()
+    convert(tmp_path / "packed", tmp_path / "dense", "dense")
+    assert_same_tensors(tmp_path / "dense", tmp_path / "dst")
+    convert(tmp_path / "dense", tmp_path / "again", "packed")
+    assert_same_tensors(tmp_path / "again", tmp_path / "packed")
 
 
 def test_a_tied_tensor_that_is_stored_twice(tmp_path: Path) -> None:
@@ -105,20 +117,23 @@ def test_a_tied_tensor_that_is_stored_twice(tmp_path: Path) -> None:
     prune(src, tmp_path / "once")
     edited(src, lambda t: t | {"lm_head.weight": t[tied].clone()})
     prune(src, tmp_path / "twice")
-    assert_same_tensors(tmp_path / "twice", tmp_path / "once")
+    found, once = tensors_of(tmp_path / "twice"), tensors_of(tmp_path / "once")
+    assert found.keys() == once.keys() | {"lm_head.weight"}
+    assert torch.equal(found["lm_head.weight"], found[tied])
+    assert all(torch.equal(found[name], once[name]) for name in once)
     edited(src, lambda t: t | {"lm_head.weight": t[tied] + 1})
     with pytest.raises(ValueError, match=r"ties .*embed_tokens.weight and lm_head.weight"):
         skeleton_of(src)
 
 
-def test_tensors_without_a_place_are_told(tmp_path: Path) -> None:
+def test_tensors_without_a_place_are_known(tmp_path: Path) -> None:
     src = saved(tmp_path / "src")
     edited(
         src, lambda t: t | {"extra.weight": torch.ones(2), "a.rotary_emb.inv_freq": torch.ones(2)}
     )
-    with pytest.warns(UserWarning, match=r"1 tensors .* no place for.*: extra.weight$"):
-        skeleton = skeleton_of(src)
+    skeleton = skeleton_of(src)
     assert "extra.weight" not in skeleton.stored
+    assert skeleton.unknown.keys() == {"extra.weight", "a.rotary_emb.inv_freq"}
 
 
 def test_blocks_that_share_are_refused(tmp_path: Path) -> None:

@@ -210,6 +210,27 @@ def test_links_of_the_hub_cache_are_followed(src: Path, tmp_path: Path) -> None:
     assert_same_tensors(tmp_path / "dst", tmp_path / "plain")
 
 
+@pytest.mark.parametrize("trusted", [False, True])
+def test_what_is_left_is_named(src: Path, tmp_path: Path, trusted: bool) -> None:
+    own = tmp_path / "own"
+    shutil.copytree(src, own)
+    (tmp_path / "secret").write_text("secret")
+    (own / "sub").mkdir()
+    for link in (own / "notes.md", own / "sub" / "key"):
+        link.symlink_to(tmp_path / "secret")
+    (own / "modeling.py").write_text("code")
+    report = prune(own, tmp_path / "dst", trust_remote_code=trusted)
+    assert report.left.keys() == {"notes.md", "sub/key"} | (set() if trusted else {"modeling.py"})
+    assert (tmp_path / "dst" / "modeling.py").exists() == trusted
+    assert not [p for p in (tmp_path / "dst").rglob("*") if p.name in ("notes.md", "key")]
+    assert "not taken along: " in str(report) and "sub/key (a link to" in str(report)
+    assert wanda_ext.PruneReport.load(tmp_path / "dst" / run.REPORT).left == report.left
+    (own / "tokenizer.json").rename(tmp_path / "tokenizer.json")
+    (own / "tokenizer.json").symlink_to(tmp_path / "tokenizer.json")
+    with pytest.raises(ValueError, match=r"tokenizer.json is a link to"):
+        prune(own, tmp_path / "other")
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [

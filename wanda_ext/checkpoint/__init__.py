@@ -6,16 +6,19 @@ What reads or writes a checkpoint as a whole enters here; single files and tenso
 
 from __future__ import annotations
 
-from wanda_ext.checkpoint.convert import check_apart, convert, copy_other_files, write_json
+from wanda_ext.checkpoint.architecture import empty_of, model_class
+from wanda_ext.checkpoint.conversion import Conversion, Group, Made, made_of
+from wanda_ext.checkpoint.convert import Converted, check_apart, convert, write_json
 from wanda_ext.checkpoint.inspection import follows, inspect_checkpoint, pattern_of
+from wanda_ext.checkpoint.other_files import check_links, copy_other_files, told_left
 from wanda_ext.checkpoint.quantizer import WandaExtConfig
 from wanda_ext.checkpoint.reader import (
     INDEX,
     Checkpoint,
-    check_links,
     holds_safetensors,
     open_checkpoint,
 )
+from wanda_ext.checkpoint.rewrite import save_over, write_config
 from wanda_ext.checkpoint.save import (
     PACKED,
     check_some_packed,
@@ -29,20 +32,30 @@ __all__ = [
     "INDEX",
     "PACKED",
     "Checkpoint",
+    "Conversion",
+    "Converted",
+    "Group",
+    "Made",
     "WandaExtConfig",
     "check_apart",
     "check_links",
     "check_some_packed",
     "convert",
     "copy_other_files",
+    "empty_of",
     "follows",
     "holds_safetensors",
     "inspect_checkpoint",
+    "made_of",
+    "model_class",
     "open_checkpoint",
     "pattern_of",
+    "save_over",
     "save_pretrained",
     "stay_dense",
     "swap_linears",
+    "told_left",
     "unswap_linears",
+    "write_config",
     "write_json",
 ]

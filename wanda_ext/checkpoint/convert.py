@@ -8,32 +8,41 @@ from __future__ import annotations
 import functools
 import json
 import os
-import shutil
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers import AutoConfig
 from transformers.pytorch_utils import Conv1D
 
+from wanda_ext.checkpoint.architecture import named_class
+from wanda_ext.checkpoint.conversion import Conversion
+from wanda_ext.checkpoint.other_files import copy_other_files
 from wanda_ext.checkpoint.quantizer import WandaExtConfig
 from wanda_ext.checkpoint.reader import INDEX, Checkpoint, open_checkpoint
 from wanda_ext.checkpoint.save import PACKED, check_some_packed, stay_dense
-from wanda_ext.files import MARKER, new_directory
+from wanda_ext.files import is_plain, new_directory
 from wanda_ext.packed import PackedLinear, pack
 
 # Index metadata: NAME.meta, and others of a packed linear -> its shard, if not NAME.weight's.
 PACKED_FILES = "wanda_ext_meta_files"
-OTHER_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".index.json")
+
+
+class Converted(dict[str, str]):
+    """Name -> "packed", "dense" or why it stayed dense; `left`: file -> why it did not go along."""
+
+    left: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
-class _Conversion:
+class _Written:
     """What to write: tensor name -> shard, how to make a tensor, and what config and index say."""
 
     outcome: dict[str, str]
@@ -45,16 +54,22 @@ class _Conversion:
 
 
 def convert(
-    src: str | os.PathLike[str], dst: str | os.PathLike[str], to: str = PACKED
-) -> dict[str, str]:
+    src: str | os.PathLike[str],
+    dst: str | os.PathLike[str],
+    to: str = PACKED,
+    *,
+    trust_remote_code: bool = False,
+) -> Converted:
     """Writes the checkpoint in `src` to `dst` as "packed" or "dense"; exact both ways.
 
-    Packed -> dense -> packed gives the same bytes again. Tokenizer and other files are copied;
-    weights in other formats are not. `dst` appears whole or not at all.
+    Packed -> dense -> packed gives the same bytes again. Every tensor and every other file goes
+    along, except weights in another form, links that lead out of `src` and, without
+    trust_remote_code, code. `dst` appears whole or not at all.
 
-    Returns name -> "packed", "dense" or why it stayed dense. Raises ValueError, before anything is
-    written, for a checkpoint `open_checkpoint` refuses, one that is in that form already, one with
-    nothing to pack, and a `dst` that exists and is not ours.
+    Returns name -> "packed", "dense" or why it stayed dense; its `left` names the files that were
+    left, and why. Raises ValueError, before anything is written, for a checkpoint `open_checkpoint`
+    refuses, one that is in that form already, one with nothing to pack, and a `dst` that exists and
+    is not ours.
     """
     if to not in ("dense", PACKED):
         raise ValueError(f'convert: to: expected "packed" or "dense", got {to!r}')
@@ -62,11 +77,13 @@ def convert(
     if (checkpoint.packed is not None) == (to == PACKED):
         raise ValueError(f"convert: {src} is {to} already")
     check_apart(src, dst)
-    conversion = (_to_packed if to == PACKED else _to_dense)(checkpoint)
+    conversion = (_to_packed if to == PACKED else _to_dense)(checkpoint, trust_remote_code)
     with new_directory(dst) as folder:
         _write(checkpoint, conversion, folder)
-        copy_other_files(checkpoint.folder, folder)
-    return conversion.outcome
+        outcome = Converted(conversion.outcome)
+        done = {*checkpoint.files().values(), INDEX}
+        outcome.left = copy_other_files(checkpoint.folder, folder, trust_remote_code, done)
+    return outcome
 
 
 def check_apart(src: str | os.PathLike[str], dst: str | os.PathLike[str]) -> None:
@@ -76,27 +93,10 @@ def check_apart(src: str | os.PathLike[str], dst: str | os.PathLike[str]) -> Non
         raise ValueError(f"{dst} and {src} overlap; name a directory outside it")
 
 
-def copy_other_files(source: Path, folder: Path) -> None:
-    """Copies a checkpoint's tokenizer, code and so on: not its config, and no weights."""
-    for path in source.iterdir():
-        if path.name in ("config.json", MARKER) or path.name.endswith(OTHER_WEIGHTS):
-            continue
-        if path.is_dir() and not path.name.startswith("."):
-            ignore = shutil.ignore_patterns(*(f"*{suffix}" for suffix in OTHER_WEIGHTS))
-            shutil.copytree(path, folder / path.name, ignore=ignore, dirs_exist_ok=True)
-        elif path.is_file():
-            shutil.copy(path, folder / path.name)
-
-
-def _to_dense(checkpoint: Checkpoint) -> _Conversion:
+def _to_dense(checkpoint: Checkpoint, trust: bool) -> _Written:
     assert checkpoint.packed is not None
     packed = checkpoint.packed_linears()
-    transposed = set(checkpoint.packed.transposed)
-    if not transposed <= set(packed):
-        raise ValueError(
-            f"convert: {checkpoint.folder} stores its linears under other names than the model has;"
-            " load the model and call wanda_ext.save_pretrained(model, directory) instead"
-        )
+    transposed = _stored_names(checkpoint, checkpoint.packed.transposed, trust)
     outcome = dict.fromkeys(packed, "dense")
     layout = checkpoint.files()
     packed_files = {}
@@ -113,42 +113,70 @@ def _to_dense(checkpoint: Checkpoint) -> _Conversion:
         weight = packed[linear].unpack(checkpoint.read_packed(linear, packed[linear]))
         return weight.T.contiguous() if linear in transposed else weight
 
-    return _Conversion(outcome, layout, tensor, _parameters(packed), None, packed_files)
+    return _Written(outcome, layout, tensor, _parameters(packed), None, packed_files)
 
 
-def _to_packed(checkpoint: Checkpoint) -> _Conversion:
-    model = _skeleton(checkpoint)
+def _stored_names(checkpoint: Checkpoint, transposed: Iterable[str], trust: bool) -> set[str]:
+    """Names of packed linears as the files have them."""
+    names = set(transposed)
+    if names <= checkpoint.packed_linears().keys():
+        return names
+    model = _skeleton(checkpoint, trust)
+    stored = Conversion(model, (f"{name}.weight" for name in checkpoint.packed_linears()))
+    found = {
+        group.first.removesuffix(".weight"): group.names[0].removesuffix(".weight")
+        for group in stored.groups
+        if group.rule is None
+    }
+    if not names <= found.keys():
+        raise ValueError(
+            f"convert: {checkpoint.folder} stores its linears under other names than the model has;"
+            " load the model and call wanda_ext.save_pretrained(model, directory) instead"
+        )
+    return {found[name] for name in names}
+
+
+def _to_packed(checkpoint: Checkpoint, trust: bool) -> _Written:
+    model = _skeleton(checkpoint, trust)
     linears = {n: m for n, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D))}
     transposed = [name for name, module in linears.items() if isinstance(module, Conv1D)]
     reasons = stay_dense(model)
+    names = {}  # of packed linears as the files have them
+    conversion = Conversion(model, checkpoint.headers)
+    for group in conversion.groups:
+        name, base = (one.removesuffix(".weight") for one in (group.first, group.names[0]))
+        if name in linears and len(group.names) == 1 and conversion.reads_back(base, name):
+            names[name] = base
+    modules = {base: name for name, base in names.items()}
 
     @functools.lru_cache(maxsize=1)  # the tensors of a linear are asked for in turn
     def packed(name: str) -> tuple[type[PackedLinear], dict[str, Tensor]]:
-        weight = checkpoint.read(f"{name}.weight")
+        weight = checkpoint.read(f"{names[name]}.weight")
         return pack(weight.T if name in transposed else weight)
 
     kinds: dict[str, type[PackedLinear]] = {}
     entries: dict[str, tuple[str, dict[str, int]]] = {}
     layout = checkpoint.files()
-    packed_files = checkpoint.index["metadata"].get(PACKED_FILES, {}) if checkpoint.index else {}
+    packed_files = _packed_files(checkpoint)
 
     def outcome_of(name: str) -> str:
         if name in reasons:
             return reasons[name]
-        if f"{name}.weight" not in checkpoint.headers:
-            return "stored under another name than the model has"
+        if name not in names:
+            return "the files hold its weight in another form, or joined with others"
         try:
             kind, tensors = packed(name)
         except ValueError as reason:
             return str(reason)
         kinds[name], entries[name] = kind, (kind.FORMAT, kind.options(tensors))
         for short in tensors:
-            full = f"{name}.{short}"
-            layout.setdefault(full, packed_files.get(full, layout[f"{name}.weight"]))
+            full = f"{names[name]}.{short}"
+            layout.setdefault(full, packed_files.get(full, layout[f"{names[name]}.weight"]))
         return PACKED
 
     def tensor(name: str) -> Tensor:
-        linear, _, short = name.rpartition(".")
+        base, _, short = name.rpartition(".")
+        linear = modules.get(base, "")
         if linear in kinds and short in kinds[linear].TENSORS:
             return packed(linear)[1][short]
         return checkpoint.read(name)
@@ -160,31 +188,49 @@ def _to_packed(checkpoint: Checkpoint) -> _Conversion:
         [name for name in transposed if outcome[name] == PACKED],
         {name: reason for name, reason in outcome.items() if reason != PACKED},
     )
-    return _Conversion(outcome, layout, tensor, _parameters(kinds), entry.to_dict())
+    parameters = _parameters({names[name]: kind for name, kind in kinds.items()})
+    return _Written(outcome, layout, tensor, parameters, entry.to_dict())
 
 
 def _parameters(kinds: Mapping[str, type[PackedLinear]]) -> set[str]:
     return {f"{name}.{short}" for name, kind in kinds.items() for short in kind.PARAMETERS}
 
 
-def _skeleton(checkpoint: Checkpoint) -> nn.Module:
-    """The checkpoint's model without weights: which modules are linears, and which share."""
-    import transformers
+def _packed_files(checkpoint: Checkpoint) -> dict[str, str]:
+    """What an earlier conversion has left in the index: a packed linear's tensor -> its file."""
+    found = _metadata(checkpoint).get(PACKED_FILES, {})
+    if not isinstance(found, dict):
+        found = {PACKED_FILES: found}
+    for name, file in found.items():
+        if not is_plain(file) or not file.endswith(".safetensors"):
+            raise ValueError(
+                f"convert: {checkpoint.folder / INDEX} puts {name} into {file}; expected a "
+                f".safetensors file beside it: remove {PACKED_FILES} there"
+            )
+    return found
 
-    kinds = checkpoint.config.get("architectures") or ["none"]
-    kind = getattr(transformers, kinds[0], None)
-    if kind is None:
+
+def _metadata(checkpoint: Checkpoint) -> dict[str, Any]:
+    metadata = (checkpoint.index or {}).get("metadata")
+    return metadata if isinstance(metadata, dict) else {}
+
+
+def _skeleton(checkpoint: Checkpoint, trust: bool) -> Any:
+    """The checkpoint's model without weights: which modules are linears, and which share."""
+    config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=trust)
+    if named_class(config) is None:
+        named = (getattr(config, "architectures", None) or ["none"])[0]
         raise ValueError(
-            f"convert: {checkpoint.folder}: transformers has no architecture {kinds[0]!r}; load "
+            f"convert: {checkpoint.folder}: transformers has no architecture {named!r}; load "
             "the model and call wanda_ext.save_pretrained(model, directory, packed=True) instead"
         )
     with torch.device("meta"):
-        model: nn.Module = kind(transformers.AutoConfig.from_pretrained(checkpoint.folder))
-    model.tie_weights()  # type: ignore[operator]
+        model = named_class(config)(config)
+    model.tie_weights()
     return model
 
 
-def _write(checkpoint: Checkpoint, conversion: _Conversion, folder: Path) -> None:
+def _write(checkpoint: Checkpoint, conversion: _Written, folder: Path) -> None:
     shards = defaultdict(list)
     for name, file in conversion.layout.items():
         shards[file].append(name)
@@ -206,7 +252,7 @@ def _write(checkpoint: Checkpoint, conversion: _Conversion, folder: Path) -> Non
     write_json(folder / "config.json", config)
     if checkpoint.index is None:
         return
-    metadata = {k: v for k, v in checkpoint.index["metadata"].items() if k != PACKED_FILES}
+    metadata = {k: v for k, v in _metadata(checkpoint).items() if k != PACKED_FILES}
     metadata["total_size"] = total_size
     if "total_parameters" in metadata:
         metadata["total_parameters"] += parameters

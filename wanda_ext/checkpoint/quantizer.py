@@ -17,10 +17,12 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from wanda_ext.files import TensorHeader, read_headers
+from wanda_ext.checkpoint.conversion import Conversion, rules_apart
+from wanda_ext.files import TensorHeader, check_inside, read_headers
 from wanda_ext.packed import FORMATS, PackedLinear, named_format, sound_linears, stored_linears
 
 QUANT_METHOD = "wanda_ext"
+RULES = "_weight_conversions"  # of a model, as transformers keeps them
 FIRST, BITMAPS = 1, 2  # format_version: of checkpoints with 2:4 linears only, with bitmaps too
 
 
@@ -105,6 +107,7 @@ class WandaExtQuantizer(HfQuantizer):
 
     requires_calibration = True  # from_pretrained only loads what is packed; swap_linears packs
     quantization_config: WandaExtConfig
+    rules: list[Any] | None = None  # the model's own, by which it stores what is dense
 
     def is_serializable(self) -> bool:
         return True
@@ -120,25 +123,40 @@ class WandaExtQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(
         self, model: nn.Module, checkpoint_files: Sequence[str] | None = None, **_: Any
     ) -> None:
+        modules = dict(model.named_modules())
         if checkpoint_files:  # None: from_pretrained was given a state_dict
             _check_inside(Path(str(model.name_or_path)), checkpoint_files)
             headers = read_headers(Path(file) for file in checkpoint_files)
             check_headers(headers, self.quantization_config)
-        modules = dict(model.named_modules())
+            self._take_places(model, headers)
+            return
         prefix = f"{model.base_model_prefix}."
         for name, (kind, options) in self.quantization_config.packed.items():
             # AutoModel loads a causal LM's checkpoint without its prefix, and the other way round.
             # A name that this model lacks has no weights in it either.
             for here in (name, name.removeprefix(prefix), prefix + name):
                 if here in modules:
-                    try:
-                        packed = named_format(kind).shaped_like(modules[here], **options)
-                    except (TypeError, ValueError) as error:
-                        raise ValueError(
-                            f"wanda_ext: {name} cannot be packed as config.json says: {error}"
-                        ) from error
-                    model.set_submodule(here, packed)
+                    _take_place(model, here, named_format(kind), options)
                     break
+
+    def _take_places(self, model: nn.Module, headers: Mapping[str, TensorHeader]) -> None:
+        """Each stored packed linear in the module that from_pretrained will load it into.
+
+        The class that is loaded may be another one than that which config.json names the modules
+        of: the text of a vision-language model. What it has no module for is loaded by none.
+        """
+        formats = {of for of, _ in self.quantization_config.packed.values()}
+        for kind in FORMATS:
+            stored = stored_linears(headers, kind) if kind.FORMAT in formats else {}
+            for group in Conversion(model, (f"{name}.weight" for name in stored)).groups:
+                base = group.names[0].removesuffix(".weight")
+                if group.rule is not None:
+                    raise ValueError(
+                        f"wanda_ext: transformers takes {base} for a part of {group.first}, which "
+                        "packed weights cannot be: pack the dense model again with this wanda_ext"
+                    )
+                name = group.first.removesuffix(".weight")
+                _take_place(model, name, kind, kind.options(stored[base]))
 
     def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
         for name, module in packed_linears(model).items():
@@ -162,15 +180,27 @@ class WandaExtQuantizer(HfQuantizer):
         return model
 
 
+def _take_place(
+    model: nn.Module, name: str, kind: type[PackedLinear], options: Mapping[str, int]
+) -> None:
+    try:
+        packed = kind.shaped_like(model.get_submodule(name), **options)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"wanda_ext: {name} cannot be packed as config.json says: {error}"
+        ) from error
+    model.set_submodule(name, packed)
+
+
 def _check_inside(folder: Path, files: Iterable[str]) -> None:
     """Raises ValueError for a file that an index has put outside of a local checkpoint."""
     for file in map(Path, files if folder.is_dir() else ()):
-        # Names decide, not where links lead.
         if not file.is_relative_to(folder) or ".." in file.relative_to(folder).parts:
             raise ValueError(
                 f"wanda_ext: the checkpoint in {folder} puts weights into {file}, outside of its "
                 "directory: copy or download it again"
             )
+        check_inside(file, folder)
 
 
 def check_headers(headers: Mapping[str, TensorHeader], config: WandaExtConfig) -> None:
@@ -220,17 +250,32 @@ def attach(model: Any, dense: Mapping[str, str]) -> None:
     packed = packed_linears(model)
     if not hasattr(model, "config"):
         return
+    before = model.hf_quantizer.rules if attached(model) else vars(model).get(RULES)
     if not packed:
         if attached(model):
+            _set_rules(model, before)
             model.hf_quantizer.remove_quantization_config(model)
         return
     transposed = [name for name, module in packed.items() if issubclass(module.dense_class, Conv1D)]
     formats = {n: (module.FORMAT, module.options(module.tensors())) for n, module in packed.items()}
     config = WandaExtConfig.of(formats, transposed, dense)
     model.config.quantization_config = config
+    _set_rules(model, before)
     model.hf_quantizer = WandaExtQuantizer(config, pre_quantized=True)
+    model.hf_quantizer.rules = before
+    apart = rules_apart(model, packed)
+    if apart is not None:
+        _set_rules(model, apart)
     model.is_quantized = True
     model.quantization_method = QUANT_METHOD
+
+
+def _set_rules(model: Any, rules: list[Any] | None) -> None:
+    """By which save_pretrained stores tensors; None: those that transformers has for the class."""
+    if rules is not None:
+        model._weight_conversions = rules
+    else:
+        vars(model).pop(RULES, None)
 
 
 def attached(model: Any) -> bool:

@@ -12,7 +12,14 @@ from safetensors import safe_open
 from torch import Tensor
 
 from wanda_ext.checkpoint.quantizer import QUANT_METHOD, WandaExtConfig, check_headers
-from wanda_ext.files import TensorHeader, read_headers
+from wanda_ext.files import (
+    Stored,
+    TensorHeader,
+    check_inside,
+    is_plain,
+    read_headers,
+    stored_tensors,
+)
 from wanda_ext.packed import FORMATS, PackedLinear, sound_linears, stored_linears
 
 WEIGHTS = "model.safetensors"
@@ -37,6 +44,10 @@ class Checkpoint:
     def files(self) -> dict[str, str]:
         """Tensor name -> file name."""
         return {name: header.file.name for name, header in self.headers.items()}
+
+    def stored(self) -> dict[str, Stored]:
+        """Tensor name -> where it lies. Raises ValueError for a dtype that torch does not have."""
+        return stored_tensors(sorted({header.file for header in self.headers.values()}))
 
     def packed_linears(self) -> dict[str, type[PackedLinear]]:
         """Names, as stored, of the packed linears, and their formats."""
@@ -65,12 +76,13 @@ def open_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
     """Reads config, index and headers of a dense or packed checkpoint; no tensor yet.
 
     Raises ValueError, which says what to do, for a directory that is not a whole safetensors
-    checkpoint, is quantized by another method, or was packed by a newer wanda_ext.
+    checkpoint, has a link or a file name that leads out of it, is quantized by another method, or
+    was packed by a newer wanda_ext.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such directory; expected a downloaded checkpoint")
-    config = _read_json(folder / "config.json")
+    config = _read_json(folder, "config.json")
     entry = config.get("quantization_config")
     if entry is not None and entry.get("quant_method") != QUANT_METHOD:
         raise ValueError(
@@ -82,6 +94,8 @@ def open_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
     if not (folder / WEIGHTS).exists():
         index = _read_index(folder)
         names = set(index["weight_map"].values())
+    for name in names:
+        check_inside(folder / name, folder)
     headers = read_headers(folder / name for name in sorted(names))
     absent = [] if index is None else [name for name in index["weight_map"] if name not in headers]
     if absent:
@@ -105,23 +119,9 @@ def holds_safetensors(folder: str | os.PathLike[str]) -> bool:
     return any((Path(folder) / name).exists() for name in (WEIGHTS, INDEX))
 
 
-def check_links(folder: Path) -> None:
-    """Raises ValueError for a link that leads outside, unless into the Hub's cache around it.
-
-    There, snapshots/REVISION holds links into blobs.
-    """
-    home = folder.resolve()
-    blobs = home.parents[1] / "blobs" if home.parent.name == "snapshots" else home
-    for path in folder.iterdir():
-        leads = path.resolve()
-        if path.is_symlink() and not (leads.is_relative_to(home) or leads.parent == blobs):
-            raise ValueError(
-                f"{path} is a link to {leads}, outside of the checkpoint's directory: put the file "
-                "itself there"
-            )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(folder: Path, name: str) -> dict[str, Any]:
+    path = folder / name
+    check_inside(path, folder)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
@@ -141,13 +141,12 @@ def _read_index(folder: Path) -> dict[str, Any]:
             f"{folder} {problem}; wanda_ext reads whole safetensors checkpoints: copy or download "
             "it again, or save it with save_pretrained"
         )
-    index = _read_json(folder / INDEX)
+    index = _read_json(folder, INDEX)
     files = index.get("weight_map")
     if not isinstance(files, dict) or not files:
         raise ValueError(f"{folder / INDEX} has no weight_map; copy or download it again")
     for name, file in files.items():
-        file = str(file)
-        if Path(file).name != file or not file.endswith(".safetensors"):
+        if not is_plain(file) or not file.endswith(".safetensors"):
             raise ValueError(
                 f"{folder / INDEX} puts {name} into {file}; expected a .safetensors file beside it"
             )

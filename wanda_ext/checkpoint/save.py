@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from wanda_ext.checkpoint.conversion import names_apart
 from wanda_ext.checkpoint.quantizer import attach, attached, packed_linears
 from wanda_ext.files import new_directory
 from wanda_ext.packed import (
@@ -104,7 +105,7 @@ def save_pretrained(
     Raises ValueError for packed=True on a model with nothing to pack, and for a directory that
     exists and holds anything that was not written by wanda_ext.
     """
-    with new_directory(directory) as folder, _in_form(model, packed):
+    with new_directory(directory) as folder, in_form(model, packed):
         model.save_pretrained(folder, max_shard_size=max_shard_size)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
@@ -113,6 +114,8 @@ def save_pretrained(
 def stay_dense(model: nn.Module) -> dict[str, str]:
     """Name -> why it must stay dense, for linears that no look at their weights can clear."""
     owners: dict[int, list[str]] = {}
+    linears = [n for n, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D))]
+    readable = names_apart(model, linears)
     for name, parameter in model.named_parameters(remove_duplicate=False):
         owners.setdefault(id(parameter), []).append(name.rpartition(".")[0])
     reasons = {}
@@ -130,6 +133,8 @@ def stay_dense(model: nn.Module) -> dict[str, str]:
             reasons[name] = "carries hooks, which packing would drop; remove them first"
         elif not _is_plain(module):
             reasons[name] = f"a {type(module).__name__} computes more than x @ W.T + bias"
+        elif name not in readable:
+            reasons[name] = "transformers would read its packed tensors as something else"
     return reasons
 
 
@@ -218,7 +223,7 @@ def _refuse_quantized(model: nn.Module) -> None:
 
 
 @contextmanager
-def _in_form(model: Any, packed: bool) -> Iterator[None]:
+def in_form(model: Any, packed: bool) -> Iterator[None]:
     """The model all dense, or packed, inside; its own modules and quantizer again after."""
     before = dict(model.named_modules())
     dense = model.config.quantization_config.dense if attached(model) else {}

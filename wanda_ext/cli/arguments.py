@@ -5,9 +5,19 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import transformers
+from transformers.utils.hub import cached_file
+
+from wanda_ext.checkpoint import (
+    Checkpoint,
+    check_links,
+    holds_safetensors,
+    model_class,
+    open_checkpoint,
+)
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -20,14 +30,36 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def load(arguments: argparse.Namespace, trust: bool = False, **options: Any) -> tuple[Any, Any]:
-    """The model, loaded with `options`, and its tokenizer. trust: whether its own code may run."""
+    """The model, loaded with `options` by its `model_class`, and its tokenizer.
+
+    trust: whether its own code may run.
+    """
     name = arguments.model
     code = {"trust_remote_code": True} if trust else {}
+    if Path(name).is_dir():
+        check_links(Path(name))
     with named(name):
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, **code)
-        auto = transformers.AutoModelForCausalLM
-        model = auto.from_pretrained(name, dtype=arguments.dtype, **code, **options)
+        kind = model_class(transformers.AutoConfig.from_pretrained(name, **code))
+        model = kind.from_pretrained(name, dtype=arguments.dtype, **code, **options)
     return model, tokenizer
+
+
+def source_of(name: str) -> Path | None:
+    """The directory that MODEL was loaded from: itself, or the Hub's cache of it; None: unknown."""
+    if Path(name).is_dir():
+        return Path(name)
+    try:
+        found = cached_file(name, "config.json", local_files_only=True)
+    except OSError:
+        return None
+    return None if found is None else Path(found).parent
+
+
+def checkpoint_of(name: str) -> Checkpoint | None:
+    """The safetensors that MODEL was loaded from; None: it has none."""
+    folder = source_of(name)
+    return open_checkpoint(folder) if folder and holds_safetensors(folder) else None
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import torch
 import transformers
 
 import wanda_ext
-from wanda_ext.checkpoint import inspect_checkpoint
+from wanda_ext.checkpoint import check_links, empty_of, inspect_checkpoint, model_class, told_left
 from wanda_ext.cli.arguments import named
 from wanda_ext.cli.eval import add_eval
 from wanda_ext.cli.prune import add_prune
@@ -52,16 +52,20 @@ def _say_error(message: str, error: BaseException) -> None:
 def _inspect(arguments: argparse.Namespace) -> None:
     print(inspect_checkpoint(arguments.directory))
     if arguments.verify:
+        check_links(Path(arguments.directory))
         path = Path(arguments.directory) / REPORT
         report = PruneReport.load(path) if path.exists() else None
-        model = transformers.AutoModelForCausalLM.from_pretrained(arguments.directory, dtype="auto")
+        kind = model_class(transformers.AutoConfig.from_pretrained(arguments.directory))
+        model = kind.from_pretrained(arguments.directory, dtype="auto")
         checked = wanda_ext.verify(model, report)
         print(checked)
         checked.raise_if_bad()
 
 
 def _convert(arguments: argparse.Namespace) -> None:
-    wanda_ext.convert(arguments.source, arguments.destination, arguments.to)
+    outcome = wanda_ext.convert(arguments.source, arguments.destination, arguments.to)
+    if outcome.left:
+        print(told_left(outcome.left))
     print(f"Wrote {arguments.destination}")
 
 
@@ -82,9 +86,8 @@ def _demo(arguments: argparse.Namespace) -> None:
 
 def _skeleton(name: str) -> Any:
     """The model without its weights, which are not read."""
-    with named(name), torch.device("meta"):
-        config = transformers.AutoConfig.from_pretrained(name)
-        return transformers.AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    with named(name):
+        return empty_of(transformers.AutoConfig.from_pretrained(name), None, False)
 
 
 # --- Their arguments -----------------------------------------------------------------------------

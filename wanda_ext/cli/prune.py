@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 import wanda_ext
-from wanda_ext.checkpoint import holds_safetensors
-from wanda_ext.cli.arguments import add_model, load
+from wanda_ext.checkpoint import check_apart, copy_other_files, holds_safetensors, save_over
+from wanda_ext.cli.arguments import add_model, checkpoint_of, load, source_of
 from wanda_ext.files import new_directory
 from wanda_ext.methods import METHODS
 from wanda_ext.prune import check_packable, plan_blocks
@@ -137,6 +137,9 @@ def _prune_in_memory(arguments: argparse.Namespace) -> PruneReport:
             "directory of safetensors: start one"
         )
     packed, options = arguments.packed, _prune_options(arguments)
+    if Path(arguments.model).is_dir():
+        check_apart(arguments.model, arguments.out)
+        checkpoint_of(arguments.model)  # refuses what cannot be written again
     with new_directory(arguments.out) as fresh:  # refuses the name now, not after hours of work
         model, tokenizer = load(arguments, arguments.trust_remote_code)
         compared = arguments.repair or arguments.gate is not None
@@ -148,11 +151,25 @@ def _prune_in_memory(arguments: argparse.Namespace) -> PruneReport:
         if compared:
             _compare(arguments, model, tokenizer, report)
         with report.timed("saving"):
-            wanda_ext.save_pretrained(model, fresh, packed=packed, tokenizer=tokenizer)
+            report.left = _save(arguments, model, tokenizer, fresh)
         if compared and packed:
             report.swap = "saved packed: every linear that was pruned and can be"
         note_saved(report, fresh, Path(arguments.out).resolve(), packed)
     return report
+
+
+def _save(
+    arguments: argparse.Namespace, model: Any, tokenizer: Any, folder: Path
+) -> dict[str, str]:
+    """The model, and all else that its directory holds; file -> why, of what was left there."""
+    packed, code = arguments.packed, arguments.trust_remote_code
+    checkpoint = checkpoint_of(arguments.model)
+    if checkpoint is not None:
+        dtype = None if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
+        return save_over(checkpoint, model, folder, packed, dtype, code)
+    wanda_ext.save_pretrained(model, folder, packed=packed, tokenizer=tokenizer)
+    source = source_of(arguments.model)
+    return {} if source is None else copy_other_files(source, folder, code)
 
 
 def _compare(

@@ -6,13 +6,14 @@ of a file at once: here files are opened, read or written, and closed.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -111,8 +112,15 @@ def stored_tensors(files: Iterable[Path]) -> dict[str, Stored]:
     return found
 
 
-def write_shard(path: Path, tensors: Mapping[str, Tensor | Stored], sync: bool = True) -> int:
-    """Writes one file, and syncs it to the disk; returns the bytes of its tensors.
+class Written(NamedTuple):
+    """A file that was written."""
+
+    nbytes: int  # of its tensors
+    sha256: str  # of all of it
+
+
+def write_shard(path: Path, tensors: Mapping[str, Tensor | Stored], sync: bool = True) -> Written:
+    """Writes one file, and syncs it to the disk. A link at its place is replaced, not followed.
 
     Tensors of other devices are fetched, and stored ones copied, one after the other.
     """
@@ -128,14 +136,35 @@ def write_shard(path: Path, tensors: Mapping[str, Tensor | Stored], sync: bool =
         }
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % ALIGNMENT)
+    digest = hashlib.sha256()
+    if path.is_symlink():
+        path.unlink()
     with path.open("wb", buffering=0) as target:
-        _write(target, memoryview(len(text).to_bytes(LENGTH_BYTES, "little") + text))
-        for _, tensor in ordered:
-            for piece in tensor.pieces() if isinstance(tensor, Stored) else [tensor]:
-                _write(target, _bytes_of(piece))
+        for data in _contents(text, ordered):
+            digest.update(data)
+            _write(target, data)
         if sync:
             os.fsync(target.fileno())
-    return end
+    return Written(end, digest.hexdigest())
+
+
+def sha256_of(path: Path, seen: Callable[[int], object] = lambda count: None) -> str:
+    """Of a file's content; seen(count) is told of the bytes as they are read."""
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as source:
+        while data := source.read(COPIED_AT_ONCE):
+            digest.update(data)
+            seen(len(data))
+    return digest.hexdigest()
+
+
+def _contents(
+    header: bytes, ordered: Iterable[tuple[str, Tensor | Stored]]
+) -> Iterator[memoryview]:
+    yield memoryview(len(header).to_bytes(LENGTH_BYTES, "little") + header)
+    for _, tensor in ordered:
+        for piece in tensor.pieces() if isinstance(tensor, Stored) else [tensor]:
+            yield _bytes_of(piece)
 
 
 def sync_path(path: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 import transformers
 
 from wanda_ext._version import __version__
+from wanda_ext.checkpoint import told_left
 
 HEADS = (  # of the table; `ms` is the selection's time, `us` what one call of each kind takes
     *("linear", "shape", "dtype", "asked", "zeros", "score lost", "tokens", "ms"),
@@ -69,6 +70,7 @@ class PruneReport:
     versions: dict[str, str] = field(default_factory=dict)
     timings: dict[str, float] = field(default_factory=dict)  # phase -> seconds
     saved: dict[str, Any] = field(default_factory=dict)  # how and where: see saved.py
+    left: dict[str, str] = field(default_factory=dict)  # file of the source -> why it stayed there
     kernels: list[dict[str, Any]] = field(default_factory=list)  # see saved.py
     repair: dict[str, Any] = field(default_factory=dict)  # a RepairReport, if there was a repair
     gate: dict[str, Any] = field(default_factory=dict)  # a GateReport, if there was a gate
@@ -114,7 +116,8 @@ class PruneReport:
         rows = [HEADS, *(_cells(linear) for linear in self.linears)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         table = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-        return "\n".join([self.swap, *table, self._totals()])
+        left = told_left(self.left)
+        return "\n".join([self.swap, *table, *([left] if left else []), self._totals()])
 
     def _totals(self) -> str:
         memory = ", ".join(f"{d} {size / 2**30:.2f} GiB" for d, size in self.peak_memory.items())

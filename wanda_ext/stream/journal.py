@@ -80,6 +80,18 @@ class Journal:
         """A step is finished: all it wrote must be on the disk already."""
         self._append({"step": step, **left})
 
+    def forget(self, step: str) -> None:
+        """A finished step, and all that came after it, are to be done again."""
+        kept = next(i for i, entry in enumerate(self._steps) if entry["step"] == step)
+        lines = self._path.read_bytes().splitlines(keepends=True)[:kept]
+        descriptor = os.open(self._path, os.O_RDWR)
+        try:
+            os.truncate(descriptor, sum(map(len, lines)))
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        del self._steps[kept:]
+
     def finish(self) -> None:
         """The checkpoint gets its final name; nothing else stays."""
         if self.checkpoint.exists():  # or a run was killed when it had the name already

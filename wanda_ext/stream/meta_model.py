@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import transformers
 
-from wanda_ext.checkpoint import Checkpoint
+from wanda_ext.checkpoint import Checkpoint, empty_of
 from wanda_ext.models import preserved
 from wanda_ext.ops import FLOATS
 
@@ -24,7 +24,7 @@ class NamesError(ValueError):
 def empty_model(
     checkpoint: Checkpoint, dtype: torch.dtype | None, stored: torch.dtype | None, trust: bool
 ) -> Any:
-    """The causal LM of config.json, in eval mode.
+    """The model of config.json (see `model_class`), in eval mode.
 
     dtype: of the weights; default: what config.json says, or else `stored`. trust: whether code
     beside config.json may run. Raises ValueError for a packed checkpoint, an adapter, another
@@ -40,12 +40,8 @@ def empty_model(
             f"{checkpoint.folder} is stored as {dtype}; only float32, bfloat16 and float16 weights "
             "can be pruned"
         )
-    with torch.device("meta"):
-        auto: Any = transformers.AutoModelForCausalLM
-        model = auto.from_config(config, dtype=dtype, trust_remote_code=trust)
+    model = empty_of(config, dtype, trust)
     model.tie_weights()
-    model.config.architectures = [type(model).__name__]
-    model.config.dtype = dtype
     model.name_or_path = str(checkpoint.folder)
     with preserved(model):
         _fill_buffers(model)

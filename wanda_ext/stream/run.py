@@ -21,18 +21,18 @@ from wanda_ext.calibration import Batch
 from wanda_ext.files import sync_path, sync_tree
 from wanda_ext.interrupt import step
 from wanda_ext.methods import Method
-from wanda_ext.models import Copies
+from wanda_ext.models import Copies, ExpertSlice
 from wanda_ext.prune import PlannedBlock, pruned_block
 from wanda_ext.report import REPORT, LinearReport, PruneReport, note_saved, versions
 from wanda_ext.runner import Walk
 from wanda_ext.stream.journal import ASKED, Journal
+from wanda_ext.stream.on_disk import COMPLETE, OnDisk, sums_of
 from wanda_ext.stream.preflight import check_alone, needs_of
 from wanda_ext.stream.ranks import Ranks
 from wanda_ext.stream.skeleton import Skeleton
 from wanda_ext.stream.states import FileStates
 from wanda_ext.stream.writer import Entry, Output
 
-COMPLETE = "complete"  # the last step of the journal, after the blocks
 Arrivals = dict[str, Callable[[], Tensor]]
 
 
@@ -62,11 +62,15 @@ class Run:
         self._in_files = in_files
         names = [block.name for block in plan]
         self._output = Output(skeleton, names, journal.checkpoint, packed)
+        self._paths = {id(module): name for name, module in skeleton.model.named_modules()}
         self._start = time.perf_counter()
         self._last = max(i for i, block in enumerate(plan) if block.targets)
 
-    def begin(self, arguments: Mapping[str, Any], progress: bool) -> list[Entry]:
-        """What the journal has of finished blocks. Raises ValueError where this cannot go on."""
+    def begin(self, arguments: Mapping[str, Any], progress: bool) -> tuple[list[Entry], int]:
+        """What is there of finished blocks, and the block from which on all are run.
+
+        Raises ValueError where this cannot go on.
+        """
         needs = needs_of(
             self._skeleton, self._plan, self._batches, self._journal.home, self._packed,
             self._in_files, self._ranks.count, self._method.reads == "gram",
@@ -77,18 +81,24 @@ class Run:
         if self._batches is not None and self._journal.find(ASKED) is None:
             check_alone(self._skeleton, self._plan, self._batches[0])
         self._journal.ask({**arguments, **self._asked()})
-        found = (self._journal.find(block.name) for block in self._plan)
-        return [entry for entry in found if entry is not None]
+        on_disk = OnDisk(self._journal, [block.name for block in self._plan])
+        done = on_disk.blocks(progress)
+        walking = self._batches is not None and len(done) <= self._last
+        if not walking:
+            return done, len(done)
+        if not self._in_files or not done or on_disk.forgot:
+            return done, 0
+        whole = on_disk.has_states(len(self._batches or ()), len(done), progress)
+        return done, len(done) if whole else 0
 
-    def blocks(self, done: list[Entry], report: PruneReport, progress: bool) -> None:
-        """Every block that is not done; those that are run again where the states need it."""
+    def blocks(self, done: list[Entry], first: int, report: PruneReport, progress: bool) -> None:
+        """Every block that is not done; those from `first` on are run again for the states."""
         report.linears = [line for entry in done for line in _lines(entry)]
         begun, count = len(done), len(self._plan)
         walking = self._batches is not None and begun <= self._last
-        first = 0 if walking and not self._in_files else begun
         with ThreadPoolExecutor(1, "wanda_ext shards") as disk, self._copies() as copies:
             report.status = "capture"
-            walk = self._walk(begun, copies) if walking else None
+            walk = self._walk(first, copies) if walking else None
             report.runner = "" if walk is None else walk.runner
             arriving = disk.submit(self._read, first, done, copies) if first < count else None
             for i in tqdm(range(first, count), "pruning", unit="block", disable=not progress):
@@ -110,7 +120,7 @@ class Run:
                         self._commit(i, lines, written)
                 step()
 
-    def finish(self, report: PruneReport) -> PruneReport:
+    def finish(self, report: PruneReport, code: bool) -> PruneReport:
         """The complete checkpoint appears."""
         report.status = "writing"
         journal = self._journal
@@ -120,14 +130,17 @@ class Run:
         else:
             rest = self._output.write_rest()
             entries = [journal.find(block.name) for block in self._plan]
-            self._output.finish([rest, *(entry for entry in entries if entry is not None)])
+            written = [rest, *(entry for entry in entries if entry is not None)]
+            report.left = self._output.finish(written, code)
             report.swap = f"wrote {'packed' if self._packed else 'dense weights, with zeros,'}"
             report.status = "complete"
             report.seconds = time.perf_counter() - self._start
             report.peak_memory = self._peak_memory()
             note_saved(report, journal.checkpoint, journal.final, self._packed)
             sync_tree(journal.checkpoint)
-            journal.done(COMPLETE)
+            sums = {rest["file"]: rest["sha256"]}
+            blocks = {entry["file"] for entry in written[1:]}
+            journal.done(COMPLETE, sums=sums_of(journal.checkpoint, sums, blocks))
         journal.finish()
         return report
 
@@ -170,12 +183,12 @@ class Run:
         tensors |= self._skeleton.computed(block)
         return {name: copies.bring(tensor) for name, tensor in tensors.items()}
 
-    def _walk(self, begun: int, copies: Copies | None) -> Walk:
+    def _walk(self, first_run: int, copies: Copies | None) -> Walk:
         """Needs the first block for a few tokens, and what comes before it for all."""
         assert self._batches is not None
         names = [block.name for block in self._plan]
         numbers = self._ranks.own(range(len(self._batches)))
-        states = FileStates(self._journal.states, numbers, begun) if self._in_files else None
+        states = FileStates(self._journal.states, numbers, first_run) if self._in_files else None
         first = {name: arrive() for name, arrive in self._read(0, [], None).items()}
         skeleton = self._skeleton
         with skeleton.holding(first), skeleton.read_when_called(names):
@@ -205,7 +218,17 @@ class Run:
 
     def _write(self, index: int, tensors: Mapping[str, Tensor]) -> Entry:
         kept = {name: t for name, t in tensors.items() if name in self._skeleton.stored}
-        return self._output.write_block(index, kept)
+        return self._output.write_block(index, kept, self._changed(index))
+
+    def _changed(self, index: int) -> set[str]:
+        """The tensors of a block that are pruned."""
+        found = set()
+        for linear in self._plan[index].targets.values():
+            name = f"{linear.name}.weight"
+            if isinstance(linear.module, ExpertSlice):
+                name = f"{self._paths[id(linear.module.owner)]}.{linear.module.parameter}"
+            found.add(self._skeleton.first(name))
+        return found
 
     def _commit(self, index: int, lines: list[LinearReport], written: Future[Entry] | None) -> None:
         """The block is done, once its file and all ranks' states are on the disk."""

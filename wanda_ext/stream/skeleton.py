@@ -6,7 +6,6 @@ Parameters are put in where they are needed, and taken out again.
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,30 +15,38 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wanda_ext.checkpoint import Checkpoint
-from wanda_ext.files import Stored, stored_tensors
-from wanda_ext.stream.conversion import Conversion, Made, as_saved, made_of
+from wanda_ext.checkpoint import Checkpoint, Conversion, Group, Made, made_of
+from wanda_ext.files import Stored
 from wanda_ext.stream.meta_model import IN_MEMORY, NamesError, empty_model
 
 
 class Skeleton:
     """`model` on the meta device; `stored`: where its tensors lie, by their names in the model.
 
-    Of tensors that share one parameter `stored` has the first, by the name that save_pretrained
-    gives it.
+    Of tensors that share one parameter `stored` has the first. `unknown`: stored tensors that the
+    model's class does not know, by their names in the files.
     """
 
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype | None, trust: bool) -> None:
         """Raises ValueError, for names of another kind NamesError, where files and model differ."""
+        self.checkpoint = checkpoint
         self.folder = checkpoint.folder
-        files = stored_tensors(sorted({header.file for header in checkpoint.headers.values()}))
-        stored = (one.dtype for one in files.values() if one.dtype.is_floating_point)
+        self.asked = dtype
+        self._files = checkpoint.stored()
+        stored = (one.dtype for one in self._files.values() if one.dtype.is_floating_point)
         self.model = empty_model(checkpoint, dtype, next(stored, None), trust)
         self._tensors: dict[str, Tensor] = self.model.state_dict(keep_vars=True)
+        self._first: dict[int, str] = {}  # of tensors that share a parameter
+        for name, tensor in self._tensors.items():
+            self._first.setdefault(id(tensor), name)
+        self.conversion = Conversion(self.model, self._files)
+        self.model._weight_conversions = self.conversion.used  # as from_pretrained leaves it
+        self._made: dict[str, list[str]] = {}  # what each group makes, by its first
         self.stored = {
             name: replace(stored, dtype=self._dtype(name)) if isinstance(stored, Stored) else stored
-            for name, stored in self._match(files).items()
+            for name, stored in self._match(self._files).items()
         }
+        self.unknown = {name: self._files[name] for name in self.conversion.unknown}
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
         """The stored tensors of these names; what is made together is read once."""
@@ -60,7 +67,33 @@ class Skeleton:
         found: dict[str, Tensor] = {}
         for group in Conversion(self.model, read).groups:
             found |= group.load(self.model, lambda name: read[name]())
-        return found
+        return {self.first(name): tensor.to(self._dtype(name)) for name, tensor in found.items()}
+
+    def first(self, name: str) -> str:
+        """The name in `stored` of a tensor of the model."""
+        return self._first[id(self._tensors[name])]
+
+    def groups(self, prefix: str) -> list[Group]:
+        """The stored tensors of a module, in the groups that make its tensors."""
+        inside = (f"{prefix}.",)
+        return [group for group in self.conversion.groups if group.first.startswith(inside)]
+
+    def groups_outside(self, prefixes: list[str]) -> list[Group]:
+        """Those of no such module."""
+        inside = tuple(f"{prefix}." for prefix in prefixes)
+        return [group for group in self.conversion.groups if not group.first.startswith(inside)]
+
+    def made(self, group: Group) -> list[str]:
+        """The names in the model of what a group makes."""
+        return self._made[group.first]
+
+    def source(self, group: Group) -> dict[str, Stored]:
+        """A group as it is in the files; of another dtype where that was asked."""
+        parts = {name: self._files[name] for name in group.names}
+        if self.asked is None:
+            return parts
+        dtype = self._dtype(group.first)
+        return {name: replace(part, dtype=dtype) for name, part in parts.items()}
 
     def names(self, prefix: str) -> list[str]:
         """The stored tensors of a module."""
@@ -83,7 +116,7 @@ class Skeleton:
                     f"{name} is shared by {inside or other} and {other if inside else 'others'}: "
                     f"such blocks cannot be pruned one by one; {IN_MEMORY}"
                 )
-        self._check_apart([*map(self.names, prefixes), self.outside(prefixes)])
+        self._check_apart(prefixes)
 
     def computed(self, prefix: str) -> dict[str, Tensor]:
         """The buffers of a module that no file holds."""
@@ -137,40 +170,41 @@ class Skeleton:
             module._parameters[leaf] = tensor if keep else nn.Parameter(tensor, False)
         return before
 
-    def _check_apart(self, parts: list[list[str]]) -> None:
-        """Raises NamesError unless each part is loaded and saved alone as all are together."""
-        empty = {n: t.to("meta") for n, t in self._tensors.items() if n in self.stored}
-        together = as_saved(self.model, empty).keys()
-        alone: list[str] = []
-        for part in parts:
-            saved = as_saved(self.model, {name: empty[name] for name in part})
-            back = self.loaded({name: partial(_itself, one) for name, one in saved.items()})
-            if back.keys() != set(part):
-                break
-            alone += saved
-        if sorted(alone) != sorted(together):
-            raise NamesError(
-                f"{self.folder} keeps tensors of several blocks of {type(self.model).__name__} in "
-                f"one; {IN_MEMORY}"
-            )
+    def _check_apart(self, prefixes: list[str]) -> None:
+        """Raises NamesError where files keep tensors of several modules in one, or in pieces that
+        transformers would not write again."""
+        empty = {n: t.to("meta") for n, t in self._tensors.items()}
+        for group in self.conversion.groups:
+            made = self.made(group)
+            owners = {next((p for p in prefixes if n.startswith(f"{p}.")), "") for n in made}
+            if len(owners) > 1:
+                raise NamesError(
+                    f"{self.folder} keeps tensors of several blocks of {type(self.model).__name__} "
+                    f"in one ({group.names[0]}); {IN_MEMORY}"
+                )
+            if group.rule is not None and owners != {""}:
+                try:
+                    self.conversion.saved(group, {name: empty[name] for name in made})
+                except ValueError as error:
+                    raise NamesError(f"{self.folder}: {error}; {IN_MEMORY}") from error
 
     def _match(self, files: Mapping[str, Stored]) -> dict[str, Stored | Made]:
-        conversion = Conversion(self.model, files)
-        unknown = conversion.unknown
-        self.model._weight_conversions = conversion.used  # as from_pretrained leaves it
+        unknown = self.conversion.unknown
         here: dict[str, Stored | Made] = {}
-        for group in conversion.groups:
+        for group in self.conversion.groups:
             parts = {name: files[name] for _, name in group.parts}
             if group.rule is not None:
                 dtype = self._dtype(group.first)
                 parts = {name: replace(part, dtype=dtype) for name, part in parts.items()}
             try:
-                here |= made_of(self.model, group, parts)
+                made = made_of(self.model, group, parts)
             except Exception as error:
                 raise NamesError(
                     f"{self.folder}: transformers cannot make {group.first} of {', '.join(parts)} "
                     f"({error}); copy or download it again, or {IN_MEMORY}"
                 ) from error
+            here |= made
+            self._made[group.first] = [*made]
         groups: dict[int, list[str]] = {}
         for name, tensor in self._tensors.items():
             groups.setdefault(id(tensor), []).append(name)
@@ -188,7 +222,6 @@ class Skeleton:
                     f"the model of config.json has {list(shape)}; copy or download it again"
                 )
             found[names[0]] = here[present[0]]
-        self._warn_of(unknown)
         return found
 
     def _refuse_absent(self, name: str, unknown: list[str]) -> None:
@@ -216,17 +249,6 @@ class Skeleton:
                 'different tensors; set "tie_word_embeddings": false there if both are meant'
             )
 
-    def _warn_of(self, unknown: list[str]) -> None:
-        known = getattr(self.model, "_keys_to_ignore_on_load_unexpected", None) or ()
-        patterns = [*known, r"rotary_emb\.inv_freq", r"position_ids"]
-        odd = [name for name in unknown if not any(re.search(p, name) for p in patterns)]
-        if odd:
-            warnings.warn(
-                f"{self.folder} holds {len(odd)} tensors that {type(self.model).__name__} has no "
-                f"place for, and that are not written again: {', '.join(odd[:3])}",
-                stacklevel=2,
-            )
-
     def _dtype(self, name: str) -> torch.dtype:
         """What from_pretrained would load it as."""
         dtype = self._tensors[name].dtype
@@ -240,7 +262,3 @@ class Skeleton:
         if any(re.search(glob.replace("*", ".*"), name) for glob in plan):
             return torch.float32
         return dtype
-
-
-def _itself(tensor: Tensor) -> Tensor:
-    return tensor

@@ -37,11 +37,12 @@ class FileStates(MutableSequence[Tensor]):
         self._generation += 1
         for index in range(self._count):
             sync_path(self._file(index, self._generation))
+            sync_path(sum_of(self._file(index, self._generation)))
         sync_path(self._folder)
 
     def append(self, value: Tensor) -> None:
         if not self._kept:
-            write_shard(self._file(self._count, self._generation), {NAME: value}, sync=False)
+            self._write(self._file(self._count, self._generation), value)
         self._count += 1
 
     def __len__(self) -> int:
@@ -54,7 +55,7 @@ class FileStates(MutableSequence[Tensor]):
         return stored_tensors([self._file(index, self._generation)])[NAME].read()
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        write_shard(self._file(index, self._generation + 1), {NAME: value}, sync=False)
+        self._write(self._file(index, self._generation + 1), value)
         self._put.add(index)
 
     def __delitem__(self, index: Any) -> None:
@@ -63,5 +64,18 @@ class FileStates(MutableSequence[Tensor]):
     def insert(self, index: int, value: Tensor) -> None:
         raise TypeError("hidden states are appended, never inserted")
 
+    def _write(self, path: Path, value: Tensor) -> None:
+        sum_of(path).write_text(write_shard(path, {NAME: value}, sync=False).sha256)
+
     def _file(self, index: int, generation: int) -> Path:
-        return self._folder / f"{self._numbers[index]}-{generation % 2}.safetensors"
+        return state_file(self._folder, self._numbers[index], generation)
+
+
+def state_file(folder: Path, number: int, generation: int) -> Path:
+    """Of batch `number`, as it enters block `generation`."""
+    return folder / f"{number}-{generation % 2}.safetensors"
+
+
+def sum_of(path: Path) -> Path:
+    """Where the sha256 of a file of hidden states lies."""
+    return path.with_suffix(".sha256")

@@ -54,14 +54,20 @@ def prune_checkpoint(
 ) -> PruneReport:
     """Prunes the safetensors checkpoint in `src` into the new directory `dst`, block by block.
 
-    The tensors are those that prune_model and save_pretrained would write, bit for bit; one file a
-    block. Takes the memory of two blocks, the embeddings, and the hidden states of the calibration
-    data: those lie in files beside `dst` with states="files". dtype: of the weights; default: as
-    stored. packed: pruned linears packed. tokenizer: default: the one in `src`. trust_remote_code:
-    whether code that came with the checkpoint may run. The rest is as in prune_model.
+    Pruned tensors are those that prune_model would make, bit for bit; one file a block. Every other
+    tensor, known to the model's class or not, goes along as it is, under its name, and so does
+    every other file except weights in another form, links that lead out of `src` and, without
+    trust_remote_code, code; the report's `left` names them. config.json changes only in its
+    quantization_config and dtype.
+
+    Takes the memory of two blocks, the embeddings, and the hidden states of the calibration data:
+    those lie in files beside `dst` with states="files". dtype: of the weights; default: as stored.
+    packed: pruned linears packed. tokenizer: default: the one in `src`. trust_remote_code: whether
+    code that came with the checkpoint may run, and goes along. The rest is as in prune_model.
 
     A run that was stopped in any way, kill -9 included, is finished by the same call: its blocks
-    are not pruned again. resume=False starts anew. Under torchrun the ranks share the batches, and
+    are not pruned again, unless their files are missing or damaged: each is read once and its
+    checksum compared. resume=False starts anew. Under torchrun the ranks share the batches, and
     all must see `src` and `dst`; the first one writes.
 
     Raises ValueError before any work for what prune_model refuses, Owl, too little memory or disk,
@@ -122,10 +128,10 @@ def prune_checkpoint(
     with joined() as ranks, ExitStack() as held:
         ranks.at_first(lambda: held.enter_context(journal.opened(resume)) and None)
         run = Run(skeleton, plan, method, batches, at, journal, ranks, packed, states == "files")
-        done = ranks.at_first(lambda: run.begin(report.arguments, progress))
+        done, first = ranks.at_first(lambda: run.begin(report.arguments, progress))
         with held_back(), preserved(skeleton.model), _told(report, journal):
-            run.blocks(done, report, progress)
-            report = ranks.at_first(lambda: run.finish(report))
+            run.blocks(done, first, report, progress)
+            report = ranks.at_first(lambda: run.finish(report, trust_remote_code))
     return report
 
 

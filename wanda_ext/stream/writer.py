@@ -13,16 +13,18 @@ from transformers.pytorch_utils import Conv1D
 from wanda_ext.checkpoint import (
     INDEX,
     PACKED,
+    Group,
+    Made,
     WandaExtConfig,
     check_some_packed,
     copy_other_files,
     stay_dense,
+    write_config,
     write_json,
 )
 from wanda_ext.files import Stored, stored_tensors, write_shard
 from wanda_ext.packed import FORMATS, PackedLinear, looks_dense, pack, stored_linears
 from wanda_ext.packed.bitmap import LOOKED_AT
-from wanda_ext.stream.conversion import Made, as_saved
 from wanda_ext.stream.skeleton import Skeleton
 
 Entry = dict[str, Any]  # of the journal: what a file holds
@@ -43,14 +45,17 @@ class Output:
         }
         self._reasons = stay_dense(skeleton.model)
 
-    def write_block(self, index: int, tensors: Mapping[str, Tensor]) -> Entry:
-        """What to remember of the file, once it is on the disk."""
-        return self._write(index + 1, tensors)
+    def write_block(self, index: int, tensors: Mapping[str, Tensor], changed: set[str]) -> Entry:
+        """What to remember of the file, once it is on the disk. changed: those that are not, or may
+        not be, what the source holds."""
+        groups = self._skeleton.groups(self._blocks[index])
+        return self._write(index + 1, groups, tensors, changed)
 
     def write_rest(self) -> Entry:
         """All that is in no block, as it is."""
-        names = self._skeleton.outside(self._blocks)
-        return self._write(0, {name: self._skeleton.stored[name] for name in names})
+        skeleton = self._skeleton
+        groups = skeleton.groups_outside(self._blocks)
+        return self._write(0, groups, skeleton.stored, set(), skeleton.unknown)
 
     def read_block(self, entry: Entry) -> dict[str, Tensor]:
         """The tensors of a block that was written, dense."""
@@ -67,42 +72,61 @@ class Output:
                 tensors[f"{name}.weight"] = tensors[f"{name}.weight"].T.contiguous()
         return tensors
 
-    def finish(self, entries: Iterable[Entry]) -> None:
-        """Index, config and the source's other files."""
+    def finish(self, entries: Iterable[Entry], code: bool) -> dict[str, str]:
+        """Index, config and the source's other files; name -> why, of those that are left."""
         entries = list(entries)
-        model = self._skeleton.model
-        copy_other_files(self._skeleton.folder, self._folder)
-        parameters = model.num_parameters()
-        if self._packed:
-            model.config.quantization_config = self._quantization_config(entries)
-            parameters += sum(entry["parameters"] for entry in entries)
-        model.config.save_pretrained(self._folder)
+        skeleton = self._skeleton
+        source = skeleton.checkpoint
+        done = {*source.files().values(), INDEX}
+        left = copy_other_files(source.folder, self._folder, code, done)
+        parameters = skeleton.model.num_parameters()
+        parameters += sum(entry["parameters"] for entry in entries)
+        entry = self._quantization_config(entries).to_dict() if self._packed else None
+        write_config(self._folder, source.config, skeleton.asked, entry)
         total = sum(entry["bytes"] for entry in entries)
         layout = {name: entry["file"] for entry in entries for name in entry["names"]}
         metadata = {"total_parameters": parameters, "total_size": total}
         write_json(self._folder / INDEX, {"metadata": metadata, "weight_map": layout})
+        return left
 
-    def _write(self, number: int, tensors: Mapping[str, Tensor | Stored | Made]) -> Entry:
+    def _write(
+        self,
+        number: int,
+        groups: Iterable[Group],
+        tensors: Mapping[str, Tensor | Stored | Made],
+        changed: set[str],
+        more: Mapping[str, Stored] | None = None,
+    ) -> Entry:
         file = f"model-{number + 1:05d}-of-{len(self._blocks) + 1:05d}.safetensors"
-        kept: dict[str, Tensor | Stored | Made] = dict(tensors)
+        saved: dict[str, Tensor | Stored] = dict(more or {})
         packed: dict[str, tuple[str, dict[str, int]]] = {}
-        dense, parameters = {}, 0
-        for name in self._linears if self._packed else ():
-            if f"{name}.weight" in kept and name not in self._reasons:
+        dense: dict[str, str] = {}
+        parameters = 0
+        for group in groups:
+            made = {n: tensors[self._skeleton.first(n)] for n in self._skeleton.made(group)}
+            inside: dict[str, dict[str, Tensor]] = {}
+            for name in self._packable(made):
                 try:
-                    kind, made = self._pack(name, kept[f"{name}.weight"])
+                    kind, parts = self._pack(name, made[f"{name}.weight"])
                 except ValueError as reason:
                     dense[name] = str(reason)
                 else:
-                    kept |= {f"{name}.{short}": tensor for short, tensor in made.items()}
-                    packed[name] = kind.FORMAT, kind.options(made)
+                    inside[name] = parts
+                    packed[name] = kind.FORMAT, kind.options(parts)
                     parameters -= self._linears[name].weight.numel()
-                    parameters += sum(t.numel() for s, t in made.items() if s in kind.PARAMETERS)
-        saved = as_saved(self._skeleton.model, kept)
-        size = write_shard(self._folder / file, saved)
-        names = list(saved)
+                    parameters += sum(t.numel() for s, t in parts.items() if s in kind.PARAMETERS)
+            if inside or changed & {self._skeleton.first(name) for name in made}:
+                now = {n: t if isinstance(t, Tensor) else t.read() for n, t in made.items()}
+                saved |= self._skeleton.conversion.saved(group, now, inside)
+            else:
+                saved |= self._skeleton.source(group)
+        size, digest = write_shard(self._folder / file, saved)
         told = {"packed": packed, "dense": dense, "parameters": parameters}
-        return {"file": file, "bytes": size, "names": names, **told}
+        return {"file": file, "bytes": size, "sha256": digest, "names": list(saved), **told}
+
+    def _packable(self, made: Iterable[str]) -> list[str]:
+        names = (name.removesuffix(".weight") for name in made if self._packed)
+        return [name for name in names if name in self._linears and name not in self._reasons]
 
     def _pack(
         self, name: str, weight: Tensor | Stored | Made

@@ -5,18 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import families
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from streamed import assert_same_tensors, in_memory, prune, tensors_of
 from tiny_models import LLAMA_LIKE, SPECIAL_TOKENS, tiny_model, tiny_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
-from transformers.core_model_loading import Chunk, WeightConverter
+from transformers.core_model_loading import Chunk, Transpose, WeightConverter
 
+from wanda_ext.checkpoint.conversion import (
+    Conversion,
+    conversions_of,
+    names_apart,
+    rules_apart,
+)
 from wanda_ext.checkpoint.reader import open_checkpoint
+from wanda_ext.checkpoint.save import stay_dense
 from wanda_ext.files import shards
 from wanda_ext.prune.prune import PruneError
-from wanda_ext.stream.conversion import Conversion, as_saved
 from wanda_ext.stream.meta_model import NamesError
 from wanda_ext.stream.skeleton import Skeleton
 
@@ -121,7 +128,7 @@ def test_what_lies_in_one_tensor_cannot_go_alone(
     norms = [f"model.layers.{i}.input_layernorm.weight" for i in range(2)]
     rule = WeightConverter("model.norms.weight", norms, [Chunk(dim=0)])
     monkeypatch.setattr(
-        "wanda_ext.stream.conversion.get_model_conversion_mapping", lambda model: [rule]
+        "wanda_ext.checkpoint.conversion.get_model_conversion_mapping", lambda model: [rule]
     )
     src = saved(tmp_path / "src", "llama")
     file = src / "model.safetensors"
@@ -133,15 +140,48 @@ def test_what_lies_in_one_tensor_cannot_go_alone(
     assert not (tmp_path / "dst").exists()
 
 
-def test_only_what_changes_is_read(tmp_path: Path) -> None:
+def test_only_what_changes_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     src = saved(tmp_path / "src", "mixtral")
     skeleton = Skeleton(open_checkpoint(src), None, False)
-    model = skeleton.model
+    model, conversion = skeleton.model, skeleton.conversion
     assert not Conversion(model, names_in_files(src)).unknown
-    outside = {name: skeleton.stored[name] for name in skeleton.outside(["model.layers"])}
-    assert as_saved(model, outside) == outside
-    back = as_saved(model, skeleton.stored)
+    monkeypatch.setattr(shards.Stored, "read", lambda *_: pytest.fail("read"))
+    outside = skeleton.groups_outside(["model.layers"])
+    as_it_is = [skeleton.source(group) for group in outside]
+    assert {name for one in as_it_is for name in one} == names_in_files(src) - {
+        name for name in names_in_files(src) if ".layers." in name
+    }
+    monkeypatch.undo()
+    back: dict[str, torch.Tensor] = {}
+    for group in conversion.groups:
+        tensors = {name: skeleton.stored[name].read() for name in skeleton.made(group)}
+        back |= conversion.saved(group, tensors)
     assert back.keys() == names_in_files(src)
     for name, tensor in tensors_of(src).items():
-        found = back[name] if isinstance(back[name], torch.Tensor) else back[name].read()
-        assert torch.equal(found, tensor), name
+        assert torch.equal(back[name], tensor), name
+
+
+def test_packed_linears_are_stored_one_by_one() -> None:
+    """sarvam_moe keeps q, k and v in one tensor; what is packed has names of its own."""
+    model = families.build("sarvam_moe")
+    q = "model.layers.0.self_attn.q_proj"
+    found = names_apart(model, [q, "model.layers.0.mlp.up_proj"])
+    assert found == {
+        q: "model.layers.0.attention.q_proj",
+        "model.layers.0.mlp.up_proj": "model.layers.0.mlp.up_proj",
+    }
+    assert not hasattr(model, "_weight_conversions")
+    assert rules_apart(model, ["model.layers.0.mlp.up_proj"]) is None
+    apart = rules_apart(model, [q])
+    assert apart is not None and len(apart) == len(conversions_of(model)) - 1
+
+
+def test_what_would_not_be_read_back_stays_dense(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model()
+    rule = WeightConverter("q_proj.weight", "q_proj.weight", [Transpose(0, 1)])
+    monkeypatch.setattr(
+        "wanda_ext.checkpoint.conversion.get_model_conversion_mapping", lambda *_, **__: [rule]
+    )
+    reasons = stay_dense(model)
+    assert list(reasons) == [f"model.layers.{i}.self_attn.q_proj" for i in range(3)]
+    assert "as something else" in reasons["model.layers.0.self_attn.q_proj"]
