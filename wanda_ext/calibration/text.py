@@ -100,9 +100,11 @@ def _tokenizer(tokenizer: Any, trust: bool) -> Callable[..., Any]:
         try:
             tokenizer = load_tokenizer(tokenizer, trust_remote_code=trust)
         except (OSError, ValueError) as error:
+            first, *more = str(error).splitlines()
+            code = [line for line in more if "trust_remote_code" in line]
             raise ValueError(
                 f"text needs a tokenizer, and none could be loaded from {str(tokenizer)!r} "
-                f"({str(error).splitlines()[0]}): pass tokenizer="
+                f"({' '.join([first, *code])}): pass tokenizer="
             ) from error
     if not callable(tokenizer):
         raise TypeError(f"text needs a tokenizer, not {type(tokenizer).__name__}: pass tokenizer=")

@@ -14,7 +14,7 @@ CARRIED = "model-carried.safetensors"
 
 
 def add_tensors(folder: Path, tensors: Mapping[str, Stored]) -> None:
-    """Adds stored tensors to the checkpoint that was just written to `folder`, in their own file."""
+    """Adds stored tensors, in a file of their own, to the checkpoint just written to `folder`."""
     if not tensors:
         return
     if (folder / INDEX).exists():

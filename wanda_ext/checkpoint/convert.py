@@ -194,19 +194,17 @@ def _skeleton(checkpoint: Checkpoint, trust: bool) -> nn.Module:
     import transformers
 
     kinds = checkpoint.config.get("architectures") or ["none"]
-    kind = getattr(transformers, kinds[0], None)
+    kind: Any = getattr(transformers, kinds[0], None)
     own = [
         auto
         for auto, path in (checkpoint.config.get("auto_map") or {}).items()
         if str(path).endswith(f".{kinds[0]}")
     ]
     if kind is None and not (own and trust):
-        advice = (
-            "pass `trust_remote_code=True` to run the code that came with it, or " if own else ""
-        )
+        code = "pass `trust_remote_code=True` to run the code that came with it, or " if own else ""
         raise ValueError(
-            f"convert: {checkpoint.folder}: transformers has no architecture {kinds[0]!r}; {advice}"
-            "load the model and call wanda_ext.save_pretrained(model, directory, packed=...) instead"
+            f"convert: {checkpoint.folder}: transformers has no architecture {kinds[0]!r}; {code}"
+            "load the model and call wanda_ext.save_pretrained(model, directory, packed=...)"
         )
     config = load_config(checkpoint.folder, trust_remote_code=trust)
     with torch.device("meta"):

@@ -32,8 +32,9 @@ def load_pretrained(
     """
     import transformers
 
+    auto: Any = transformers.AutoModelForCausalLM
     with _without_report():
-        model, found = transformers.AutoModelForCausalLM.from_pretrained(
+        model, found = auto.from_pretrained(
             name,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 import wanda_ext
 from wanda_ext.checkpoint import KeysError, add_tensors, holds_safetensors, shown
