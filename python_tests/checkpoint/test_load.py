@@ -78,6 +78,21 @@ def test_files_that_are_no_safetensors_are_checked_too(tmp_path: Path) -> None:
         load_pretrained(tmp_path)
 
 
+def test_an_adapters_model_is_checked_too(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft", reason="the extra [finetune] is not installed")
+    base = saved(tmp_path / "base")
+    model, _ = load_pretrained(base)
+    lora = peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
+    adapted = peft.get_peft_model(model, lora)
+    adapted.save_pretrained(tmp_path / "adapter")
+    loaded, _ = load_pretrained(tmp_path / "adapter")
+    with torch.no_grad():
+        assert torch.equal(loaded(token_ids()).logits, adapted(token_ids()).logits)
+    without(base, "model.norm.weight")
+    with pytest.raises(KeysError, match=r"base lacks 1 .*: model\.norm\.weight;"):
+        load_pretrained(tmp_path / "adapter")
+
+
 # --- Packed ones, by transformers' own from_pretrained --------------------------------------------
 
 

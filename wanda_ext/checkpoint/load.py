@@ -6,10 +6,12 @@ terminal whether code that came with it may run. All of this package loads throu
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 SHOWN = 3  # names in a message
@@ -24,14 +26,25 @@ def load_pretrained(
 ) -> tuple[Any, list[str]]:
     """A causal LM, and the names of the tensors that it has no place for, which it ignores.
 
-    name: a directory or a Hub id. trust_remote_code: whether code that came with it may run; nobody
-    is asked. options: of `AutoModelForCausalLM.from_pretrained`.
+    name: a directory or a Hub id, of a model or of an adapter that peft can load. options: of
+    `AutoModelForCausalLM.from_pretrained`. trust_remote_code: whether code that came with it may
+    run; nobody is asked.
 
     Raises KeysError, which names them, where tensors are missing or have other shapes than the
     model's; tied ones and computed buffers are not missed. ValueError where code would have to run.
     """
     import transformers
 
+    adapter = _adapter_config(name)
+    if adapter:  # transformers would tell of the adapter's tensors, and not of the model's
+        base = adapter["base_model_name_or_path"]
+        model, unexpected = load_pretrained(base, trust_remote_code=trust_remote_code, **options)
+        with _without_report():
+            found = model.load_adapter(os.fspath(name))
+        missing = getattr(found, "missing_keys", ())
+        if missing:
+            raise lacking(name, "its adapter", missing)
+        return model, unexpected
     auto: Any = transformers.AutoModelForCausalLM
     with _without_report():
         model, found = auto.from_pretrained(
@@ -86,6 +99,15 @@ def lacking(
 def shown(names: list[str]) -> str:
     """The first of some names, for a message."""
     return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+
+
+def _adapter_config(name: str | os.PathLike[str]) -> dict[str, Any]:
+    """The adapter_config.json of an adapter that peft can load; empty for anything else."""
+    from transformers.utils.import_utils import is_peft_available
+    from transformers.utils.peft_utils import find_adapter_config_file
+
+    path = find_adapter_config_file(os.fspath(name)) if is_peft_available() else None
+    return {} if path is None else dict(json.loads(Path(path).read_text(encoding="utf-8")))
 
 
 @contextmanager
