@@ -10,6 +10,14 @@ from wanda_ext.checkpoint.architecture import empty_of, model_class
 from wanda_ext.checkpoint.conversion import Conversion, Group, Made, made_of
 from wanda_ext.checkpoint.convert import Converted, check_apart, convert, write_json
 from wanda_ext.checkpoint.inspection import follows, inspect_checkpoint, pattern_of
+from wanda_ext.checkpoint.load import (
+    KeysError,
+    lacking,
+    load_config,
+    load_pretrained,
+    load_tokenizer,
+    shown,
+)
 from wanda_ext.checkpoint.other_files import check_links, copy_other_files, told_left
 from wanda_ext.checkpoint.quantizer import WandaExtConfig
 from wanda_ext.checkpoint.reader import (
@@ -35,6 +43,7 @@ __all__ = [
     "Conversion",
     "Converted",
     "Group",
+    "KeysError",
     "Made",
     "WandaExtConfig",
     "check_apart",
@@ -46,12 +55,17 @@ __all__ = [
     "follows",
     "holds_safetensors",
     "inspect_checkpoint",
+    "lacking",
+    "load_config",
+    "load_pretrained",
+    "load_tokenizer",
     "made_of",
     "model_class",
     "open_checkpoint",
     "pattern_of",
     "save_over",
     "save_pretrained",
+    "shown",
     "stay_dense",
     "swap_linears",
     "told_left",

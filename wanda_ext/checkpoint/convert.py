@@ -16,14 +16,15 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+import transformers
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import AutoConfig
 from transformers.pytorch_utils import Conv1D
 
 from wanda_ext.checkpoint.architecture import named_class
 from wanda_ext.checkpoint.conversion import Conversion
+from wanda_ext.checkpoint.load import load_config
 from wanda_ext.checkpoint.other_files import copy_other_files
 from wanda_ext.checkpoint.quantizer import WandaExtConfig
 from wanda_ext.checkpoint.reader import INDEX, Checkpoint, open_checkpoint
@@ -64,12 +65,13 @@ def convert(
 
     Packed -> dense -> packed gives the same bytes again. Every tensor and every other file goes
     along, except weights in another form, links that lead out of `src` and, without
-    trust_remote_code, code. `dst` appears whole or not at all.
+    trust_remote_code, code. `dst` appears whole or not at all. trust_remote_code: whether code that
+    came with the checkpoint may run, which tells its linears where transformers does not.
 
     Returns name -> "packed", "dense" or why it stayed dense; its `left` names the files that were
     left, and why. Raises ValueError, before anything is written, for a checkpoint `open_checkpoint`
-    refuses, one that is in that form already, one with nothing to pack, and a `dst` that exists and
-    is not ours.
+    refuses, one that is in that form already, one with nothing to pack, one whose config.json does
+    not agree with its model on what is transposed, and a `dst` that exists and is not ours.
     """
     if to not in ("dense", PACKED):
         raise ValueError(f'convert: to: expected "packed" or "dense", got {to!r}')
@@ -77,7 +79,8 @@ def convert(
     if (checkpoint.packed is not None) == (to == PACKED):
         raise ValueError(f"convert: {src} is {to} already")
     check_apart(src, dst)
-    conversion = (_to_packed if to == PACKED else _to_dense)(checkpoint, trust_remote_code)
+    model = _skeleton(checkpoint, trust_remote_code)
+    conversion = (_to_packed if to == PACKED else _to_dense)(checkpoint, model)
     with new_directory(dst) as folder:
         _write(checkpoint, conversion, folder)
         outcome = Converted(conversion.outcome)
@@ -93,10 +96,11 @@ def check_apart(src: str | os.PathLike[str], dst: str | os.PathLike[str]) -> Non
         raise ValueError(f"{dst} and {src} overlap; name a directory outside it")
 
 
-def _to_dense(checkpoint: Checkpoint, trust: bool) -> _Written:
+def _to_dense(checkpoint: Checkpoint, model: nn.Module) -> _Written:
     assert checkpoint.packed is not None
+    _check_transposed(checkpoint, checkpoint.packed, model)
     packed = checkpoint.packed_linears()
-    transposed = _stored_names(checkpoint, checkpoint.packed.transposed, trust)
+    transposed = _stored_names(checkpoint, checkpoint.packed.transposed, model)
     outcome = dict.fromkeys(packed, "dense")
     layout = checkpoint.files()
     packed_files = {}
@@ -116,12 +120,25 @@ def _to_dense(checkpoint: Checkpoint, trust: bool) -> _Written:
     return _Written(outcome, layout, tensor, _parameters(packed), None, packed_files)
 
 
-def _stored_names(checkpoint: Checkpoint, transposed: Iterable[str], trust: bool) -> set[str]:
-    """Names of packed linears as the files have them."""
-    names = set(transposed)
+def _check_transposed(checkpoint: Checkpoint, packed: WandaExtConfig, model: nn.Module) -> None:
+    """Raises ValueError unless the weights to be transposed are those of the model's Conv1Ds."""
+    modules = dict(model.named_modules())
+    turned = {name for name in packed.packed if isinstance(modules.get(name), Conv1D)}
+    wrong = sorted(turned ^ set(packed.transposed))
+    if wrong:
+        what = "does not name" if wrong[0] in turned else "names"
+        raise ValueError(
+            f"convert: {checkpoint.folder}: config.json {what} as transposed {wrong[0]}, which is "
+            f"a {type(modules.get(wrong[0])).__name__} in {type(model).__name__}; copy or download "
+            "it again"
+        )
+
+
+def _stored_names(checkpoint: Checkpoint, names: Iterable[str], model: nn.Module) -> set[str]:
+    """Of packed linears, as the files have them."""
+    names = set(names)
     if names <= checkpoint.packed_linears().keys():
         return names
-    model = _skeleton(checkpoint, trust)
     stored = Conversion(model, (f"{name}.weight" for name in checkpoint.packed_linears()))
     found = {
         group.first.removesuffix(".weight"): group.names[0].removesuffix(".weight")
@@ -136,8 +153,7 @@ def _stored_names(checkpoint: Checkpoint, transposed: Iterable[str], trust: bool
     return {found[name] for name in names}
 
 
-def _to_packed(checkpoint: Checkpoint, trust: bool) -> _Written:
-    model = _skeleton(checkpoint, trust)
+def _to_packed(checkpoint: Checkpoint, model: nn.Module) -> _Written:
     linears = {n: m for n, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D))}
     transposed = [name for name, module in linears.items() if isinstance(module, Conv1D)]
     reasons = stay_dense(model)
@@ -215,18 +231,30 @@ def _metadata(checkpoint: Checkpoint) -> dict[str, Any]:
     return metadata if isinstance(metadata, dict) else {}
 
 
-def _skeleton(checkpoint: Checkpoint, trust: bool) -> Any:
+def _skeleton(checkpoint: Checkpoint, trust: bool) -> nn.Module:
     """The checkpoint's model without weights: which modules are linears, and which share."""
-    config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=trust)
-    if named_class(config) is None:
-        named = (getattr(config, "architectures", None) or ["none"])[0]
+    config = load_config(checkpoint.folder, trust_remote_code=trust)
+    kind = named_class(config)
+    named = (getattr(config, "architectures", None) or ["none"])[0]
+    own = [
+        auto
+        for auto, path in (checkpoint.config.get("auto_map") or {}).items()
+        if str(path).endswith(f".{named}")
+    ]
+    if kind is None and not (own and trust):
+        code = "pass `trust_remote_code=True` to run the code that came with it, or " if own else ""
         raise ValueError(
-            f"convert: {checkpoint.folder}: transformers has no architecture {named!r}; load "
-            "the model and call wanda_ext.save_pretrained(model, directory, packed=True) instead"
+            f"convert: {checkpoint.folder}: transformers has no architecture {named!r}; {code}"
+            "load the model and call wanda_ext.save_pretrained(model, directory, packed=...)"
         )
+    config = load_config(checkpoint.folder, trust_remote_code=trust)
     with torch.device("meta"):
-        model = named_class(config)(config)
-    model.tie_weights()
+        model: nn.Module = (
+            getattr(transformers, own[0]).from_config(config, trust_remote_code=True)
+            if own and trust
+            else kind(config)
+        )
+    model.tie_weights()  # type: ignore[operator]
     return model
 
 

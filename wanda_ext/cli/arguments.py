@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import transformers
 from transformers.utils.hub import cached_file
 
 from wanda_ext.checkpoint import (
     Checkpoint,
+    KeysError,
     check_links,
     holds_safetensors,
-    model_class,
+    load_pretrained,
+    load_tokenizer,
     open_checkpoint,
+    shown,
 )
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -29,20 +32,36 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default="auto", choices=DTYPES, help="of weights (%(default)s)")
 
 
-def load(arguments: argparse.Namespace, trust: bool = False, **options: Any) -> tuple[Any, Any]:
-    """The model, loaded with `options` by its `model_class`, and its tokenizer.
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """Adds the word without which no code of a model runs; nobody is asked for it."""
+    parser.add_argument(
+        "--trust-remote-code", action="store_true", help="run code that came with the model"
+    )
 
-    trust: whether its own code may run.
-    """
-    name = arguments.model
-    code = {"trust_remote_code": True} if trust else {}
+
+def load(arguments: argparse.Namespace, **options: Any) -> tuple[Any, Any, list[str]]:
+    """The model, loaded with `options`, its tokenizer, and the names of the tensors that the model
+    has no place for."""
+    name, trust = arguments.model, arguments.trust_remote_code
     if Path(name).is_dir():
         check_links(Path(name))
     with named(name):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name, **code)
-        kind = model_class(transformers.AutoConfig.from_pretrained(name, **code))
-        model = kind.from_pretrained(name, dtype=arguments.dtype, **code, **options)
-    return model, tokenizer
+        tokenizer = load_tokenizer(name, trust_remote_code=trust)
+        model, unexpected = load_pretrained(
+            name, trust_remote_code=trust, dtype=arguments.dtype, **options
+        )
+    return model, tokenizer, unexpected
+
+
+def tell(name: str, model: Any, unexpected: list[str], what: str = "ignored") -> None:
+    """Says, once, what becomes of the tensors that a model has no place for."""
+    if unexpected:
+        kind = type(model).__name__
+        print(
+            f"{name} holds {len(unexpected)} tensors that {kind} has no place for, {what}: "
+            f"{shown(unexpected)}",
+            file=sys.stderr,
+        )
 
 
 def source_of(name: str) -> Path | None:
@@ -67,6 +86,8 @@ def named(name: str) -> Iterator[None]:
     """What goes wrong inside is told as an error of MODEL."""
     try:
         yield
+    except KeysError:  # a model it is
+        raise
     except (OSError, ValueError) as error:
         raise ValueError(
             f"MODEL {name!r}: expected a model's directory or its id on the Hub ({error})"

@@ -12,8 +12,15 @@ from typing import Any
 import torch
 
 import wanda_ext
-from wanda_ext.checkpoint import check_apart, copy_other_files, holds_safetensors, save_over
-from wanda_ext.cli.arguments import add_model, checkpoint_of, load, source_of
+from wanda_ext.checkpoint import (
+    KeysError,
+    check_apart,
+    copy_other_files,
+    holds_safetensors,
+    save_over,
+    shown,
+)
+from wanda_ext.cli.arguments import add_model, add_trust, checkpoint_of, load, source_of, tell
 from wanda_ext.files import new_directory
 from wanda_ext.methods import METHODS
 from wanda_ext.prune import check_packable, plan_blocks
@@ -85,9 +92,7 @@ def add_prune(commands: Any) -> None:
     prune.add_argument(
         "--restart", action="store_true", help="do not go on with an unfinished run into --out"
     )
-    prune.add_argument(
-        "--trust-remote-code", action="store_true", help="run code that came with the model"
-    )
+    add_trust(prune)
     prune.set_defaults(run=_prune)
 
 
@@ -141,7 +146,8 @@ def _prune_in_memory(arguments: argparse.Namespace) -> PruneReport:
         check_apart(arguments.model, arguments.out)
         checkpoint_of(arguments.model)  # refuses what cannot be written again
     with new_directory(arguments.out) as fresh:  # refuses the name now, not after hours of work
-        model, tokenizer = load(arguments, arguments.trust_remote_code)
+        model, tokenizer, unexpected = load(arguments)
+        _tell_carried(arguments.model, model, unexpected)
         compared = arguments.repair or arguments.gate is not None
         if compared and packed:  # what prune_model would refuse if it were to pack
             given = (options[word] for word in ("sparsity", "ignore", "blocks"))
@@ -156,6 +162,17 @@ def _prune_in_memory(arguments: argparse.Namespace) -> PruneReport:
             report.swap = "saved packed: every linear that was pruned and can be"
         note_saved(report, fresh, Path(arguments.out).resolve(), packed)
     return report
+
+
+def _tell_carried(name: str, model: Any, unexpected: list[str]) -> None:
+    """Says what is written as it was, because the model has no place for it."""
+    if unexpected and checkpoint_of(name) is None:
+        raise KeysError(
+            f"{name} holds {len(unexpected)} tensors that {type(model).__name__} has no place for, "
+            f"which would be lost: {shown(unexpected)}; only those of safetensors files can be "
+            "carried over: save it as such first"
+        )
+    tell(name, model, unexpected, "carried over unchanged")
 
 
 def _save(
@@ -176,7 +193,7 @@ def _compare(
     arguments: argparse.Namespace, model: Any, tokenizer: Any, report: PruneReport
 ) -> None:
     """What needs the dense model beside the pruned one: the repair, then the gate."""
-    dense, _ = load(arguments, arguments.trust_remote_code)
+    dense, _, _ = load(arguments)
     words = ("nsamples", "seqlen", "seed", "batch_size", "device", "blocks")
     options = {"tokenizer": tokenizer, **{word: getattr(arguments, word) for word in words}}
     if arguments.repair:
