@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import families
 import pytest
 import torch
 import transformers
@@ -13,6 +14,7 @@ from streamed import saved, tensors_of
 from tiny_models import tiny_model, token_ids
 
 import wanda_ext
+from wanda_ext.checkpoint import conversion
 from wanda_ext.checkpoint.reader import INDEX, open_checkpoint
 from wanda_ext.checkpoint.rewrite import save_over, write_config
 
@@ -59,6 +61,25 @@ def test_a_tensor_that_is_as_it_was_keeps_its_dtype(tmp_path: Path) -> None:
     assert torch.equal(after[norm], tensors[norm]) and not after[up].any()
     assert after[up].dtype == torch.bfloat16
     assert {tensor.dtype for tensor in half.values()} == {torch.float16}
+
+
+def test_what_transformers_stores_otherwise_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    src = tmp_path / "src"
+    families.build("mixtral").save_pretrained(src)
+    model = loaded(src)
+    model.state_dict()["model.layers.0.mlp.experts.down_proj"].zero_()
+    plain = conversion._reverted
+    monkeypatch.setattr(
+        conversion, "_reverted", lambda m, t: {f"new.{n}": one for n, one in plain(m, t).items()}
+    )
+    (tmp_path / "dst").mkdir()
+    told = save_over(open_checkpoint(src), model, tmp_path / "dst")
+    before, after = tensors_of(src), tensors_of(tmp_path / "dst")
+    assert told.keys() == before.keys() - after.keys()
+    assert {f"new.{name}" for name in told} == after.keys() - before.keys()
+    assert len(told) == 4 and all("w2" in name for name in told)
 
 
 def test_only_what_was_asked_changes_in_the_config(tmp_path: Path) -> None:

@@ -100,12 +100,16 @@ class Conversion:
         )
 
     def saved(
-        self, group: Group, tensors: Mapping[str, Tensor], packed: Packed | None = None
+        self,
+        group: Group,
+        tensors: Mapping[str, Tensor],
+        packed: Packed | None = None,
+        strict: bool = True,
     ) -> dict[str, Tensor]:
         """What a group became in the model, by the names, and in the pieces, of the files.
 
         tensors: all that the group makes; those of packed linears are not looked at. Raises
-        ValueError where transformers would store it in other pieces than it came in.
+        ValueError, if strict, where transformers stores it in other pieces than it came in.
         """
         inside = {name.removesuffix(".weight") for name in tensors} & (packed or {}).keys()
         if packed and inside:
@@ -113,7 +117,7 @@ class Conversion:
         if group.rule is None:
             return dict.fromkeys(group.names, tensors[group.first])
         saved = _reverted(self._model, tensors)
-        if saved.keys() != set(group.names):
+        if strict and saved.keys() != set(group.names):
             raise ValueError(
                 f"transformers reads {', '.join(group.names)}, and would write "
                 f"{', '.join(saved)} instead"

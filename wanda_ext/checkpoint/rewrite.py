@@ -35,15 +35,19 @@ def save_over(
     """Writes `model`, which was loaded from `source`, and all else that lies there, into `folder`.
 
     packed: pruned linears packed. dtype: what the caller asked it to be loaded as; None: as stored.
-    code: whether .py files go along. Returns file -> why, of what was left. The model is left as it
-    was. Raises ValueError, as save_pretrained does, for a model with nothing to pack.
+    code: whether .py files go along. The model is left as it was.
+
+    Returns file -> why, of what was left, and tensor -> why, where transformers has no way back to
+    its name. Raises ValueError, as save_pretrained does, for a model with nothing to pack.
     """
     with in_form(model, packed):
         files = source.stored()
-        _Writer(model, files, dtype).write(folder, source.index)
+        writer = _Writer(model, files, dtype)
+        writer.write(folder, source.index)
         entry = model.config.quantization_config.to_dict() if packed else None
     write_config(folder, source.config, dtype, entry)
-    return copy_other_files(source.folder, folder, code, {*source.files().values(), INDEX})
+    done = {*source.files().values(), INDEX}
+    return writer.renamed | copy_other_files(source.folder, folder, code, done)
 
 
 def write_config(
@@ -75,6 +79,7 @@ class _Writer:
             for name, module in packed_linears(model).items()
         }
         self._done: set[str] = set()
+        self.renamed: dict[str, str] = {}  # stored tensor -> what became of its name
         self._conversion = Conversion(model, files)
         self._group = {name: group for group in self._conversion.groups for name in group.names}
 
@@ -121,7 +126,11 @@ class _Writer:
             for part in group.names:
                 yield part, self._files[part]
             return
-        yield from self._conversion.saved(group, now, self._packed).items()
+        saved = self._conversion.saved(group, now, self._packed, strict=False)
+        if not packed and saved.keys() != set(group.names):
+            why = f"written as {', '.join(saved)}, the names that transformers gives"
+            self.renamed |= {name: why for name in group.names if name not in saved}
+        yield from saved.items()
 
     def _loaded(self, group: Group) -> dict[str, Tensor]:
         """A group's tensors as they were when the model was loaded."""

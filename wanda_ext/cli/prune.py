@@ -144,7 +144,9 @@ def _prune_in_memory(arguments: argparse.Namespace) -> PruneReport:
     packed, options = arguments.packed, _prune_options(arguments)
     if Path(arguments.model).is_dir():
         check_apart(arguments.model, arguments.out)
-        checkpoint_of(arguments.model)  # refuses what cannot be written again
+        checkpoint = checkpoint_of(arguments.model)
+        if checkpoint is not None:
+            checkpoint.stored()  # refuses what cannot be written again
     with new_directory(arguments.out) as fresh:  # refuses the name now, not after hours of work
         model, tokenizer, unexpected = load(arguments)
         _tell_carried(arguments.model, model, unexpected)
