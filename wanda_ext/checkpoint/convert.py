@@ -127,10 +127,10 @@ def _check_transposed(checkpoint: Checkpoint, packed: WandaExtConfig, model: nn.
     wrong = sorted(turned ^ set(packed.transposed))
     if wrong:
         what = "does not name" if wrong[0] in turned else "names"
+        found = f"a {type(modules[wrong[0]]).__name__}" if wrong[0] in modules else "nothing"
         raise ValueError(
             f"convert: {checkpoint.folder}: config.json {what} as transposed {wrong[0]}, which is "
-            f"a {type(modules.get(wrong[0])).__name__} in {type(model).__name__}; copy or download "
-            "it again"
+            f"{found} in {type(model).__name__}; copy or download it again"
         )
 
 

@@ -297,9 +297,9 @@ def plain_name(name: str) -> str:
 
 def wrapped_state(model: nn.Module) -> dict[str, Tensor] | None:
     """The state dict under plain names; None where it has those anyway."""
-    state = model.state_dict()
-    plain = {plain_name(name): tensor for name, tensor in state.items()}
-    return None if plain.keys() == state.keys() else plain
+    if not any(WRAPPERS.search(name) for name, _ in model.named_modules()):
+        return None
+    return {plain_name(name): tensor for name, tensor in model.state_dict().items()}
 
 
 def attach(model: Any, dense: Mapping[str, str]) -> None:
