@@ -9,11 +9,12 @@ import warnings
 import peft
 import pytest
 import torch
+from fresh_python import run_python
 from models_24 import IDS, logits, model_24, wide_model
 from tiny_models import changed, tiny_model, token_ids, weights_of
 
 import wanda_ext
-from wanda_ext.finetune.lora_layers import PackedLora
+from wanda_ext.finetune.lora_layers import MaskedLora, PackedLora
 from wanda_ext.packed.bitmap import SparseLinearBitmap
 from wanda_ext.packed.linear_24 import SparseLinear24
 
@@ -135,7 +136,7 @@ def test_two_adapters_in_one_batch_are_refused():
 
 def test_of_two_adapters_the_active_one_is_merged():
     adapted = wanda_ext.add_adapters(pruned(), config())
-    adapted.add_adapter("other", config())
+    wanda_ext.add_adapters(adapted, config(), name="other")
     adapted.set_adapter("other")
     zeros = zeros_of(adapted.get_base_model())
     train(adapted)
@@ -241,3 +242,113 @@ def test_without_peft_one_error_names_the_extra(monkeypatch):
         ImportError, match=r"adapters need peft .*pip install 'wanda_ext\[finetune\]"
     ):
         wanda_ext.add_adapters(pruned(), None)
+
+
+# --- Adapters that peft itself loads --------------------------------------------------------------
+
+PLAIN = """
+import sys
+{first}
+import peft, torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+{then}
+base, folder = sys.argv[1:]
+loads = {{
+    "PeftModel": lambda: peft.PeftModel.from_pretrained(model(), folder),
+    "config": lambda: peft.get_peft_model(model(), peft.PeftConfig.from_pretrained(folder)),
+    "transformers": lambda: model().load_adapter(folder),
+}}
+def model():
+    return AutoModelForCausalLM.from_pretrained(base)
+for name, load in loads.items():
+    try:
+        load()
+    except Exception as error:
+        print(name, type(error).__name__, error)
+    else:
+        print(name, "loaded")
+"""
+
+
+@pytest.mark.parametrize("order", ["without us", "we first", "we last"])
+def test_plain_peft_refuses_our_adapters(order, tmp_path):
+    model = pruned()
+    model.save_pretrained(tmp_path / "base")
+    adapted = wanda_ext.add_adapters(model, config())
+    train(adapted)
+    adapted.save_pretrained(tmp_path / "adapters")
+    ours = "import wanda_ext"
+    code = PLAIN.format(
+        first=ours if order == "we first" else "", then=ours if order == "we last" else ""
+    )
+    run = run_python(code, str(tmp_path / "base"), str(tmp_path / "adapters"))
+    assert run.returncode == 0, run.stderr
+    told = run.stdout.splitlines()
+    assert len(told) == 3
+    for line in told:
+        assert "loaded" not in line.split() and "load it with wanda_ext.add_adapters" in line, line
+
+
+def test_where_add_adapters_was_used_peft_gives_our_layers(tmp_path):
+    model = pruned()
+    again, third = copy.deepcopy(model), copy.deepcopy(model)
+    zeros = zeros_of(model)
+    adapted = wanda_ext.add_adapters(model, config())
+    train(adapted)
+    ran = outputs(adapted)
+    adapted.save_pretrained(tmp_path)
+    loaded = peft.PeftModel.from_pretrained(again, tmp_path)
+    assert torch.equal(outputs(loaded), ran)
+    assert any(isinstance(m, MaskedLora) for m in loaded.modules())
+    assert_zeros_kept(wanda_ext.merge_adapters(loaded), zeros)
+    two = wanda_ext.add_adapters(third, config(target_modules=["o_proj"]))
+    two.load_adapter(tmp_path, "second")
+    two.set_adapter("second")
+    assert torch.equal(outputs(two), ran)
+
+
+def test_adapters_that_were_not_masked_are_refused(tmp_path):
+    model = pruned()
+    again, third = copy.deepcopy(model), copy.deepcopy(model)
+    adapted = peft.get_peft_model(model, config())
+    train(adapted)
+    adapted.save_pretrained(tmp_path)
+    names = [name for name, _ in again.named_modules()]
+    with pytest.raises(ValueError, match=r"was not saved by .*add_adapters.* was trained without"):
+        wanda_ext.add_adapters(again, tmp_path)
+    assert [name for name, _ in again.named_modules()] == names
+    masked = wanda_ext.add_adapters(third, config())
+    with pytest.raises(ValueError, match=r"wanda_ext\.add_adapters\(model, config"):
+        masked.load_adapter(tmp_path, "second")
+    with pytest.raises(ValueError, match=r"wanda_ext.add_adapters\(model, config, name="):
+        masked.add_adapter("second", config())
+
+
+def test_masked_and_packed_are_not_taken_for_each_other(tmp_path):
+    """Beside a packed linear nothing is masked: another function."""
+    beside = wanda_ext.add_adapters(packed(), config())
+    train(beside, ids=IDS)
+    beside.save_pretrained(tmp_path / "beside")
+    with pytest.raises(ValueError, match=r"q_proj was packed when .* and is not here"):
+        wanda_ext.add_adapters(model_24("llama"), tmp_path / "beside")
+    masked = wanda_ext.add_adapters(model_24("llama"), config())
+    train(masked, ids=IDS)
+    masked.save_pretrained(tmp_path / "masked")
+    with pytest.raises(ValueError, match=r"q_proj was not packed when .* and is here"):
+        wanda_ext.add_adapters(packed(), tmp_path / "masked")
+    assert torch.equal(
+        logits(wanda_ext.add_adapters(model_24("llama"), tmp_path / "masked")), logits(masked)
+    )
+
+
+def test_a_second_adapter_is_saved_as_the_first(tmp_path):
+    adapted = wanda_ext.add_adapters(pruned(), config())
+    wanda_ext.add_adapters(adapted, config(target_modules=["o_proj"]), name="other")
+    adapted.set_adapter("other")
+    train(adapted)
+    ran = outputs(adapted)
+    adapted.save_pretrained(tmp_path)
+    loaded = wanda_ext.add_adapters(pruned(), tmp_path / "other")
+    assert torch.equal(outputs(loaded), ran)
+    with pytest.raises(ValueError, match="'other' already exists"):
+        wanda_ext.add_adapters(adapted, config(), name="other")

@@ -6,7 +6,6 @@ is used only; lora_layers.py has the layers that it is given.
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -19,32 +18,56 @@ ALL = "all-linear"  # peft's word for every linear but the output embedding
 INITS = (True, False, "gaussian")  # those that leave the weight as it is
 
 
-def add_adapters(model: nn.Module, config: Any, *, trainable: bool = True) -> Any:
+def add_adapters(
+    model: nn.Module, config: Any, *, trainable: bool = True, name: str = "default"
+) -> Any:
     """A peft.PeftModel around `model`, ready to train, whose adapters respect what was pruned.
 
     model: pruned, with zeros or packed; its linears are wrapped in place and frozen. config: a
     peft.LoraConfig (target_modules="all-linear" means the packed ones too), or the directory to
     which save_pretrained of such a PeftModel wrote adapters, which are loaded. trainable: whether
-    loaded ones are to be trained on.
+    loaded ones are to be trained on. name: of the adapter; where `model` is what an earlier call
+    gave, it is one more, inactive until set_adapter(name).
 
     Where a linear's weight W [n, k] is zero its adapters do nothing: y = x @ (W + mask * (B @ A) *
     scale).T, computed as one product, or as two where adapters in training have a dropout. Around a
-    packed linear adapters are not masked, and stay.
+    packed linear adapters are not masked, and stay. peft alone does not load what was saved: its
+    layers would compute something else.
 
     Raises ImportError without peft; TypeError for what is no LoraConfig; ValueError, and the model
     is as it was, for what would change zeros or is not plain LoRA: DoRA and other variants, initial
-    values taken from the weight (PiSSA, OLoRA, LoftQ, ...), target_parameters.
+    values taken from the weight (PiSSA, OLoRA, LoftQ, ...), target_parameters; for saved adapters
+    that were trained without masks, or around packed linears where they are dense here, or the
+    other way round; for a name that is taken.
     """
     peft, layers = _peft()
+    is_more = isinstance(model, peft.PeftModel)
     if isinstance(config, (str, Path)):
         found = _checked(peft.PeftConfig.from_pretrained(config), peft)
-        return peft.PeftModel.from_pretrained(
-            model, config, config=layers.register(found), is_trainable=trainable
-        )
-    config = copy.deepcopy(_checked(config, peft))
+        if not isinstance(found, layers.PrunedLoraConfig):
+            raise ValueError(
+                f"{config} was not saved by a model of add_adapters: it was trained without masks, "
+                "and would compute something else with them. Train it again, or load it with peft"
+            )
+        for linear, module in _linears(model).items():
+            found.check(linear, isinstance(module, PackedLinear))
+        options = {"is_trainable": trainable}
+        if not is_more:
+            return peft.PeftModel.from_pretrained(model, config, name, config=found, **options)
+        _check_free(model, name)
+        model.load_adapter(config, name, **options)  # type: ignore[operator]
+        return model
+    config = layers.PrunedLoraConfig.of(_checked(config, peft))
     if isinstance(config.target_modules, str) and config.target_modules.lower() == ALL:
-        config.target_modules = _linears(model)
-    return peft.get_peft_model(model, layers.register(config))
+        config.target_modules = list(_linears(model))
+    if is_more:
+        _check_free(model, name)
+        model.add_adapter(name, config)  # type: ignore[operator]
+        adapted: Any = model
+    else:
+        adapted = peft.get_peft_model(model, config, adapter_name=name)
+    config.linears = layers.adapted_linears(adapted, name)
+    return adapted
 
 
 def merge_adapters(model: Any) -> Any:
@@ -80,12 +103,22 @@ def merge_adapters(model: Any) -> Any:
     return model.merge_and_unload(safe_merge=True)  # rounds as the forward does
 
 
-def _linears(model: nn.Module) -> list[str]:
-    """The names of all linears, dense and packed, but the output embedding."""
+def _check_free(model: Any, name: str) -> None:
+    if name in model.peft_config:
+        raise ValueError(f"an adapter called {name!r} already exists in this model: name another")
+
+
+def _linears(model: Any) -> dict[str, nn.Module]:
+    """All linears, dense and packed, but the output embedding, by their names without adapters."""
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model
     get_head = getattr(model, "get_output_embeddings", None)
     head = None if get_head is None else get_head()
     kinds = (nn.Linear, Conv1D, PackedLinear)
-    return [n for n, m in model.named_modules() if isinstance(m, kinds) and m is not head]
+    return {
+        name.removesuffix(".base_layer"): module
+        for name, module in model.named_modules()
+        if isinstance(module, kinds) and module is not head and ".lora_" not in name
+    }
 
 
 def _checked(config: Any, peft: Any) -> Any:

@@ -7,10 +7,13 @@ stay beside it, and are not masked. Only adapters.py imports this module, for it
 
 from __future__ import annotations
 
+import copy
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from peft import LoraConfig
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners import lora
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -19,9 +22,63 @@ from transformers.pytorch_utils import Conv1D
 
 from wanda_ext.packed import FORMATS, PackedLinear
 
+# The peft_type in the file of saved adapters. peft looks its class up by it: where this module is
+# loaded it finds ours, and elsewhere nothing, and its error is this text.
+SAVED_AS = "LoRA on pruned weights: load it with wanda_ext.add_adapters(model, directory)"
+MASKED, BESIDE = "masked", "beside a packed weight"
+
+
+@dataclass
+class PrunedLoraConfig(LoraConfig):  # type: ignore[misc]
+    """A LoraConfig that puts the layers below around linears, and says so where it is saved.
+
+    linears: what the adapter of each linear is, MASKED or BESIDE; None until there are any.
+    """
+
+    linears: dict[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._register_custom_module(LAYERS)
+
+    @classmethod
+    def of(cls, config: LoraConfig) -> PrunedLoraConfig:
+        """A copy of it, for adapters that are new."""
+        own: Any = copy.deepcopy(config)
+        own.__class__ = cls
+        own.linears = None
+        own._register_custom_module(LAYERS)
+        return own  # type: ignore[no-any-return]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**super().to_dict(), "peft_type": SAVED_AS}
+
+    def check(self, name: str, is_packed: bool) -> None:
+        """Raises ValueError where a saved adapter of this linear computed something else."""
+        saved = (self.linears or {}).get(name)
+        if saved is not None and (saved == BESIDE) != is_packed:
+            told = ("was packed", "is not") if saved == BESIDE else ("was not packed", "is")
+            raise ValueError(
+                f"{name} {told[0]} when its adapter was trained, and {told[1]} here: only around "
+                "weights that are packed no adapter is masked, so it would compute something else. "
+                f"{'Pack' if saved == BESIDE else 'Unpack'} the model first"
+            )
+
+
+PEFT_TYPE_TO_CONFIG_MAPPING[SAVED_AS] = PrunedLoraConfig
+
 
 class PlainLora(lora.Linear):  # type: ignore[misc]
     """What both layers share: none of the variants of LoRA, which compute something else."""
+
+    def update_layer(self, adapter_name: str, *args: Any, config: Any, **options: Any) -> None:
+        if not isinstance(config, PrunedLoraConfig):
+            raise ValueError(
+                "this model's adapters respect what was pruned; one of peft's own among them would "
+                "not: call wanda_ext.add_adapters(model, config, name=...)"
+            )
+        config.check(options.get("target_name", ""), isinstance(self, PackedLora))
+        super().update_layer(adapter_name, *args, config=config, **options)
 
     @property
     def lora_variants(self) -> dict[tuple[str, ...], None]:
@@ -96,10 +153,13 @@ LAYERS: dict[type[nn.Module], type[nn.Module]] = {
 }
 
 
-def register(config: LoraConfig) -> LoraConfig:
-    """Tells peft which of these layers goes around what."""
-    config._register_custom_module(LAYERS)
-    return config
+def adapted_linears(model: Any, adapter: str) -> dict[str, str]:
+    """What the linears of a PeftModel that hold an adapter of this name are, by their names."""
+    return {
+        name: BESIDE if isinstance(layer, PackedLora) else MASKED
+        for name, layer in model.get_base_model().named_modules()
+        if isinstance(layer, PlainLora) and adapter in layer.lora_A
+    }
 
 
 def is_finite(layer: lora.LoraLayer) -> bool:
