@@ -91,9 +91,8 @@ def _weights(shape: torch.Size) -> torch.Tensor:
 
 def work(how: str, src: str, out: str, seqlen: int) -> dict[str, float]:
     """The body of a fresh process: prunes, and tells its seconds and its peak."""
-    import transformers
-
     import wanda_ext
+    from wanda_ext.checkpoint import load_pretrained
 
     generator = torch.Generator().manual_seed(1)
     vocab = json.loads((Path(src) / "config.json").read_text())["vocab_size"]
@@ -103,7 +102,7 @@ def work(how: str, src: str, out: str, seqlen: int) -> dict[str, float]:
     if how == "stream":
         wanda_ext.prune_checkpoint(src, out, ids, progress=False)
     else:
-        model = transformers.AutoModelForCausalLM.from_pretrained(src, dtype="auto")
+        model, _ = load_pretrained(src, dtype="auto")
         wanda_ext.prune_model(model, ids, swap=False, progress=False)
         wanda_ext.save_pretrained(model, out)
     seconds = time.perf_counter() - start

@@ -201,3 +201,24 @@ def test_each_linear_is_packed_twice_to_look_and_to_write(tmp_path, monkeypatch)
     monkeypatch.setattr(module, "pack", lambda w: packed.append(w) or pack(w))
     outcome = convert(tmp_path / "dense", tmp_path / "packed")
     assert len(packed) <= 2 * len(outcome)
+
+
+@pytest.mark.parametrize("change", ["named", "left out"])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_what_is_transposed_is_the_models_to_say(family, change, tmp_path):
+    """A square weight tells nothing by its shape."""
+    src = tmp_path / "packed"
+    save_pretrained(model_24(family), src, packed=True)
+    entry = entry_of(src)
+    square = (
+        "model.layers.0.self_attn.q_proj" if family == "llama" else "transformer.h.0.attn.c_proj"
+    )
+    turned = set(entry["transposed"])
+    assert (square in turned) == (family == "gpt2")
+    if (change == "named") == (square in turned):
+        pytest.skip("it is so already")
+    entry["transposed"] = sorted(turned ^ {square})
+    edit_json(src / "config.json", quantization_config=entry)
+    with pytest.raises(ValueError, match=f"config.json .*transposed.*{square}"):
+        convert(src, tmp_path / "dense", "dense")
+    assert not (tmp_path / "dense").exists()

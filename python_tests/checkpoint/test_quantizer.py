@@ -227,3 +227,29 @@ def test_damaged_checkpoints_do_not_load(damage, message, tmp_path):
     damage(tmp_path / "model")
     with pytest.raises(Exception, match=message):
         AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+
+
+@pytest.mark.parametrize("value", [0, 0x1111, -1])
+def test_metadata_that_means_no_weight_is_refused(value, tmp_path):
+    save_pretrained(model_24("llama"), tmp_path / "model", packed=True)
+    tensors = load_file(tmp_path / "model" / "model.safetensors")
+    tensors[f"{UP}.meta"][3, 1] = value
+    save_file(tensors, tmp_path / "model" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=f"{UP} has invalid metadata in row 3: the checkpoint is"):
+        AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "16:32"])
+def test_what_is_offloaded_is_checked_too(pattern, tmp_path):
+    model = model_24("llama") if pattern == "2:4" else wide_model(pattern)
+    save_pretrained(model, tmp_path / "model", packed=True)
+    tensors = load_file(tmp_path / "model" / "model.safetensors")
+    bits = f"{UP}.meta" if pattern == "2:4" else f"{UP}.mask"
+    tensors[bits].view(-1)[0] = 0
+    save_file(tensors, tmp_path / "model" / "model.safetensors", {"format": "pt"})
+    where = {"model.embed_tokens": "cpu", "model.norm": "cpu", "lm_head": "cpu"}
+    where |= {"model.rotary_emb": "cpu", "model.layers": "disk"}
+    with pytest.raises(ValueError, match=f"{UP} has invalid m"):
+        AutoModelForCausalLM.from_pretrained(
+            tmp_path / "model", device_map=where, offload_folder=tmp_path / "offload"
+        )

@@ -235,3 +235,61 @@ def test_a_copy_of_a_swapped_model_works(tmp_path):
     assert torch.equal(logits(copied), logits(model))
     unswap_linears(copied)
     assert checkpoint.packed_linears(model) and not checkpoint.packed_linears(copied)
+
+
+def compiled(model, how):
+    """The model, or parts of it, behind torch.compile; nothing is compiled before it runs."""
+    if how == "whole":
+        return torch.compile(model, backend="eager")
+    blocks = next(m for m in model.modules() if isinstance(m, nn.ModuleList))
+    for i, block in enumerate(blocks):
+        blocks[i] = torch.compile(block, backend="eager")
+    return model
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("how", ["whole", "by block"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_compiled_model_is_saved_under_its_own_names(family, how, packed, tmp_path):
+    save_pretrained(model_24(family), tmp_path / "plain", packed=packed)
+    model = compiled(model_24(family), how)
+    modules = list(model.modules())
+    save_pretrained(model, tmp_path / "compiled", packed=packed)
+    assert digests(tmp_path / "compiled") == digests(tmp_path / "plain")
+    assert all(a is b for a, b in zip(modules, model.modules(), strict=True))
+
+
+@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize("how", ["whole", "by block"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_swapped_compiled_model_is_too(family, how, own, tmp_path):
+    plain = model_24(family)
+    expected = swap_linears(plain)
+    plain.save_pretrained(tmp_path / "plain")
+    model = compiled(model_24(family), how)
+    outcome = swap_linears(model)
+    assert {name.replace("_orig_mod.", ""): what for name, what in outcome.items()} == expected
+    if own:
+        model.save_pretrained(tmp_path / "compiled")
+    else:
+        save_pretrained(model, tmp_path / "compiled", packed=True)
+    assert digests(tmp_path / "compiled") == digests(tmp_path / "plain")
+    assert torch.equal(logits(model), logits(plain))
+    save_pretrained(model, tmp_path / "dense")
+    save_pretrained(plain, tmp_path / "plain dense")
+    assert digests(tmp_path / "dense") == digests(tmp_path / "plain dense")
+    names = unswap_linears(model)
+    assert len(names) == list(outcome.values()).count(PACKED)
+
+
+def test_a_linear_that_is_compiled_itself_stays_dense(tmp_path):
+    model = model_24("llama")
+    mlp = model.model.layers[0].mlp
+    mlp.up_proj = torch.compile(mlp.up_proj, backend="eager")
+    outcome = swap_linears(model)
+    assert "compiled by itself" in outcome["model.layers.0.mlp.up_proj._orig_mod"]
+    model.save_pretrained(tmp_path / "packed")
+    entry = json.loads((tmp_path / "packed" / "config.json").read_text())["quantization_config"]
+    assert "model.layers.0.mlp.up_proj" in entry["dense"]
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "packed")
+    assert torch.equal(logits(loaded), logits(model))

@@ -90,9 +90,9 @@ def test_tasks_alone_measure_no_perplexity(folder: Path, monkeypatch: Any) -> No
 def test_device_auto_and_trust_reach_transformers(folder: Path, monkeypatch: Any) -> None:
     seen: list[Any] = []
 
-    def load(arguments: Any, trust: bool, **options: Any) -> Any:
-        seen.append((trust, options))
-        return tiny_model(), tiny_tokenizer()
+    def load(arguments: Any, **options: Any) -> Any:
+        seen.append((arguments.trust_remote_code, options))
+        return tiny_model(), tiny_tokenizer(), []
 
     monkeypatch.setattr(cli_eval, "load", load)
     words = ["--data", str(folder / "text.txt"), "--device"]

@@ -181,8 +181,8 @@ def broken(src: Path, folder: Path, how: str) -> Path:
     [
         ("cut", "not a whole safetensors file"),
         ("no index", "has shards, but not their model.safetensors.index.json"),
-        ("missing", "lacks model.norm.weight"),
-        ("other names", "has no model.norm.weight, but final.weight.*--in-memory"),
+        ("missing", "lacks 1 .* LlamaForCausalLM has: model.norm.weight;"),
+        ("other names", "has: model.norm.weight; it holds 1 .* no place for: final.weight;"),
         ("shape", r"model.norm.weight is stored as \[65\]"),
         ("pickle", "whole safetensors checkpoints"),
         ("link", "is a link to .*outside.safetensors"),

@@ -28,6 +28,7 @@ def calibration_batches(
     batch_size: int | None = None,
     context: int | None = None,
     vocab_size: int | None = None,
+    trust_remote_code: bool = False,
 ) -> list[Batch]:
     """Batches for model(**batch), each with input_ids [batch, tokens] int64.
 
@@ -37,7 +38,8 @@ def calibration_batches(
     until it has given `nsamples` sequences. Token tensors and lists of batches are used whole, and
     batches keep their own size. An attention_mask [batch, tokens] keeps padding out of statistics.
 
-    `tokenizer` may be a directory or Hub id to load it from. Default `batch_size`: 1024 tokens.
+    `tokenizer` may be a directory or Hub id to load it from, whose code runs only with
+    trust_remote_code. Default `batch_size`: 1024 tokens.
     `context` and `vocab_size` are the model's limits. Raises TypeError (a source of another type)
     or ValueError (too little text, over the limits, no input_ids).
     """
@@ -59,7 +61,7 @@ def calibration_batches(
         batches = [_as_batch(batch) for batch in calib]
     else:
         window = seqlen or min(MAX_SEQLEN, context or MAX_SEQLEN)
-        rows = text_windows(calib, tokenizer, nsamples, window, seed)
+        rows = text_windows(calib, tokenizer, nsamples, window, seed, trust_remote_code)
         batches = _split(torch.tensor(rows), batch_size)
     if not batches:
         raise ValueError("the calibration data holds no batch: pass at least one sequence")

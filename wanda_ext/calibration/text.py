@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from wanda_ext.checkpoint import load_tokenizer
+
 POOL = 4  # "concat" draws its windows from this many times as many
 TEXT_COLUMNS = ("text", "content", "document", "prompt")
 FILES = {".txt": "", ".jsonl": "json", ".parquet": "parquet"}
@@ -21,7 +23,12 @@ SOURCES = (
 
 
 def text_windows(
-    calib: Any, tokenizer: Any, nsamples: int, seqlen: int, seed: int
+    calib: Any,
+    tokenizer: Any,
+    nsamples: int,
+    seqlen: int,
+    seed: int,
+    trust_remote_code: bool = False,
 ) -> list[list[int]]:
     """`nsamples` windows of `seqlen` token ids, drawn with `seed`; never padded.
 
@@ -30,7 +37,8 @@ def text_windows(
     text) or ValueError (too little of it, a file or dataset that is not there, no tokenizer).
     """
     cut = _long_windows if isinstance(calib, str) and calib == "c4" else _concat_windows
-    return cut(_documents(calib, tokenizer, seed), nsamples, seqlen, random.Random(seed))
+    documents = _documents(calib, tokenizer, seed, trust_remote_code)
+    return cut(documents, nsamples, seqlen, random.Random(seed))
 
 
 def _long_windows(
@@ -69,7 +77,7 @@ def _too_little(found: int, nsamples: int, seqlen: int) -> ValueError:
     )
 
 
-def _documents(calib: Any, tokenizer: Any, seed: int) -> Iterator[list[int]]:
+def _documents(calib: Any, tokenizer: Any, seed: int, trust: bool) -> Iterator[list[int]]:
     """Token ids document by document."""
     encode: Callable[..., Any] | None = None
     end: list[int] = []
@@ -78,7 +86,7 @@ def _documents(calib: Any, tokenizer: Any, seed: int) -> Iterator[list[int]]:
             yield [int(token) for token in document]
             continue
         if encode is None:
-            encode = _tokenizer(tokenizer)
+            encode = _tokenizer(tokenizer, trust)
             eos = getattr(encode, "eos_token_id", None)
             end = [] if eos is None else [eos]
         # Of "c4" the original takes windows of encodings with their special tokens.
@@ -87,16 +95,16 @@ def _documents(calib: Any, tokenizer: Any, seed: int) -> Iterator[list[int]]:
         yield list(ids) if special else [*ids, *end]
 
 
-def _tokenizer(tokenizer: Any) -> Callable[..., Any]:
+def _tokenizer(tokenizer: Any, trust: bool) -> Callable[..., Any]:
     if isinstance(tokenizer, (str, Path)):
-        from transformers import AutoTokenizer
-
         try:
-            tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+            tokenizer = load_tokenizer(tokenizer, trust_remote_code=trust)
         except (OSError, ValueError) as error:
+            first, *more = str(error).splitlines()
+            code = [line for line in more if "trust_remote_code" in line]
             raise ValueError(
                 f"text needs a tokenizer, and none could be loaded from {str(tokenizer)!r} "
-                f"({str(error).splitlines()[0]}): pass tokenizer="
+                f"({' '.join([first, *code])}): pass tokenizer="
             ) from error
     if not callable(tokenizer):
         raise TypeError(f"text needs a tokenizer, not {type(tokenizer).__name__}: pass tokenizer=")

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from wanda_ext.checkpoint.load import load_config
 from wanda_ext.checkpoint.quantizer import WandaExtConfig
 from wanda_ext.checkpoint.reader import INDEX, Checkpoint, open_checkpoint
 from wanda_ext.checkpoint.save import PACKED, check_some_packed, stay_dense
@@ -45,16 +46,22 @@ class _Conversion:
 
 
 def convert(
-    src: str | os.PathLike[str], dst: str | os.PathLike[str], to: str = PACKED
+    src: str | os.PathLike[str],
+    dst: str | os.PathLike[str],
+    to: str = PACKED,
+    *,
+    trust_remote_code: bool = False,
 ) -> dict[str, str]:
     """Writes the checkpoint in `src` to `dst` as "packed" or "dense"; exact both ways.
 
     Packed -> dense -> packed gives the same bytes again. Tokenizer and other files are copied;
-    weights in other formats are not. `dst` appears whole or not at all.
+    weights in other formats are not. `dst` appears whole or not at all. trust_remote_code: whether
+    code that came with the checkpoint may run, which tells its linears where transformers does not.
 
     Returns name -> "packed", "dense" or why it stayed dense. Raises ValueError, before anything is
     written, for a checkpoint `open_checkpoint` refuses, one that is in that form already, one with
-    nothing to pack, and a `dst` that exists and is not ours.
+    nothing to pack, one whose config.json does not agree with its model on what is transposed, and
+    a `dst` that exists and is not ours.
     """
     if to not in ("dense", PACKED):
         raise ValueError(f'convert: to: expected "packed" or "dense", got {to!r}')
@@ -62,7 +69,8 @@ def convert(
     if (checkpoint.packed is not None) == (to == PACKED):
         raise ValueError(f"convert: {src} is {to} already")
     check_apart(src, dst)
-    conversion = (_to_packed if to == PACKED else _to_dense)(checkpoint)
+    model = _skeleton(checkpoint, trust_remote_code)
+    conversion = (_to_packed if to == PACKED else _to_dense)(checkpoint, model)
     with new_directory(dst) as folder:
         _write(checkpoint, conversion, folder)
         copy_other_files(checkpoint.folder, folder)
@@ -88,8 +96,9 @@ def copy_other_files(source: Path, folder: Path) -> None:
             shutil.copy(path, folder / path.name)
 
 
-def _to_dense(checkpoint: Checkpoint) -> _Conversion:
+def _to_dense(checkpoint: Checkpoint, model: nn.Module) -> _Conversion:
     assert checkpoint.packed is not None
+    _check_transposed(checkpoint, checkpoint.packed, model)
     packed = checkpoint.packed_linears()
     transposed = set(checkpoint.packed.transposed)
     if not transposed <= set(packed):
@@ -116,8 +125,21 @@ def _to_dense(checkpoint: Checkpoint) -> _Conversion:
     return _Conversion(outcome, layout, tensor, _parameters(packed), None, packed_files)
 
 
-def _to_packed(checkpoint: Checkpoint) -> _Conversion:
-    model = _skeleton(checkpoint)
+def _check_transposed(checkpoint: Checkpoint, packed: WandaExtConfig, model: nn.Module) -> None:
+    """Raises ValueError unless the weights to be transposed are those of the model's Conv1Ds."""
+    modules = dict(model.named_modules())
+    turned = {name for name in packed.packed if isinstance(modules.get(name), Conv1D)}
+    wrong = sorted(turned ^ set(packed.transposed))
+    if wrong:
+        what = "does not name" if wrong[0] in turned else "names"
+        found = f"a {type(modules[wrong[0]]).__name__}" if wrong[0] in modules else "nothing"
+        raise ValueError(
+            f"convert: {checkpoint.folder}: config.json {what} as transposed {wrong[0]}, which is "
+            f"{found} in {type(model).__name__}; copy or download it again"
+        )
+
+
+def _to_packed(checkpoint: Checkpoint, model: nn.Module) -> _Conversion:
     linears = {n: m for n, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D))}
     transposed = [name for name, module in linears.items() if isinstance(module, Conv1D)]
     reasons = stay_dense(model)
@@ -167,19 +189,30 @@ def _parameters(kinds: Mapping[str, type[PackedLinear]]) -> set[str]:
     return {f"{name}.{short}" for name, kind in kinds.items() for short in kind.PARAMETERS}
 
 
-def _skeleton(checkpoint: Checkpoint) -> nn.Module:
+def _skeleton(checkpoint: Checkpoint, trust: bool) -> nn.Module:
     """The checkpoint's model without weights: which modules are linears, and which share."""
     import transformers
 
     kinds = checkpoint.config.get("architectures") or ["none"]
-    kind = getattr(transformers, kinds[0], None)
-    if kind is None:
+    kind: Any = getattr(transformers, kinds[0], None)
+    own = [
+        auto
+        for auto, path in (checkpoint.config.get("auto_map") or {}).items()
+        if str(path).endswith(f".{kinds[0]}")
+    ]
+    if kind is None and not (own and trust):
+        code = "pass `trust_remote_code=True` to run the code that came with it, or " if own else ""
         raise ValueError(
-            f"convert: {checkpoint.folder}: transformers has no architecture {kinds[0]!r}; load "
-            "the model and call wanda_ext.save_pretrained(model, directory, packed=True) instead"
+            f"convert: {checkpoint.folder}: transformers has no architecture {kinds[0]!r}; {code}"
+            "load the model and call wanda_ext.save_pretrained(model, directory, packed=...)"
         )
+    config = load_config(checkpoint.folder, trust_remote_code=trust)
     with torch.device("meta"):
-        model: nn.Module = kind(transformers.AutoConfig.from_pretrained(checkpoint.folder))
+        model: nn.Module = (
+            getattr(transformers, own[0]).from_config(config, trust_remote_code=True)
+            if own and trust
+            else kind(config)
+        )
     model.tie_weights()  # type: ignore[operator]
     return model
 

@@ -7,21 +7,24 @@ packed linears are stored as the tensors of their format (formats.py): a 2:4 one
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from wanda_ext.checkpoint.load import lacking
 from wanda_ext.files import TensorHeader, read_headers
 from wanda_ext.packed import FORMATS, PackedLinear, named_format, sound_linears, stored_linears
 
 QUANT_METHOD = "wanda_ext"
 FIRST, BITMAPS = 1, 2  # format_version: of checkpoints with 2:4 linears only, with bitmaps too
+WRAPPERS = re.compile(r"(^|\.)(?:(?:_orig_mod|_checkpoint_wrapped_module)(?:\.|$))+")
 
 
 @register_quantization_config(QUANT_METHOD)
@@ -139,19 +142,26 @@ class WandaExtQuantizer(HfQuantizer):
                         ) from error
                     model.set_submodule(here, packed)
                     break
+        _refuse_missing(model)
+
+    def get_state_dict_and_metadata(
+        self, model: nn.Module
+    ) -> tuple[dict[str, Tensor] | None, dict[str, str]]:
+        """What save_pretrained writes: under the names of the plain model. None: its own."""
+        return wrapped_state(model), {}
 
     def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
         for name, module in packed_linears(model).items():
             for short, parameter in module.named_parameters(recurse=False):
                 if short in module.PARAMETERS:
                     parameter.requires_grad_(False)
-            if module.CHECKED_WHEN_LOADED and not module.weight.is_meta:
-                problem = module.problem()
-                if problem:
-                    raise ValueError(
-                        f"wanda_ext: {name} {problem}: the checkpoint is damaged, or its "
-                        "config.json is of another model; copy or download it again"
-                    )
+            stored = _stored(module)
+            problem = "" if any(one.is_meta for one in stored.values()) else module.problem(stored)
+            if problem:
+                raise ValueError(
+                    f"wanda_ext: {name} {problem}: the checkpoint is damaged, or its "
+                    "config.json is of another model; copy or download it again"
+                )
             module.reorder_()
         attach(model, self.quantization_config.dense)  # by the names they have in this model
         return model
@@ -160,6 +170,44 @@ class WandaExtQuantizer(HfQuantizer):
         for name, module in packed_linears(model).items():
             model.set_submodule(name, module.to_dense())
         return model
+
+
+def _stored(module: PackedLinear) -> dict[str, Tensor]:
+    """The tensors of a packed linear that was just read, those that accelerate keeps on the disk
+    included."""
+    elsewhere = getattr(getattr(module, "_hf_hook", None), "weights_map", None) or {}
+    return {
+        name: elsewhere[name] if tensor.is_meta and name in elsewhere else tensor
+        for name, tensor in module.tensors().items()
+    }
+
+
+def _refuse_missing(model: Any) -> None:
+    """Makes the load fail, once, where the checkpoint lacks a tensor of the model.
+
+    A quantizer is not told what is missing; the model's tie_weights is, when all is read. A head
+    that another class than the saved one adds is new, and not missed.
+    """
+    kind, where = type(model).__name__, model.name_or_path
+    own = kind in (getattr(model.config, "architectures", None) or [kind])
+    inside = f"{model.base_model_prefix}." if hasattr(model, model.base_model_prefix) else ""
+    computed = list(getattr(model, "_keys_to_ignore_on_load_missing", None) or ())
+
+    def tie_weights(*args: Any, missing_keys: set[str] | None = None, **options: Any) -> None:
+        if missing_keys is None:  # not the one of the load
+            type(model).tie_weights(model, *args, **options)
+            return
+        del model.tie_weights
+        model.tie_weights(*args, missing_keys=missing_keys, **options)
+        missed = {
+            name
+            for name in missing_keys
+            if (own or name.startswith(inside)) and not any(re.search(p, name) for p in computed)
+        }
+        if missed:
+            raise lacking(f"wanda_ext: {where}", kind, missed)
+
+    model.tie_weights = tie_weights
 
 
 def _check_inside(folder: Path, files: Iterable[str]) -> None:
@@ -212,12 +260,24 @@ def packed_linears(model: nn.Module) -> dict[str, PackedLinear]:
     return {name: module for name, module in modules if isinstance(module, PackedLinear)}
 
 
+def plain_name(name: str) -> str:
+    """A tensor's or module's name without what torch.compile and its like put around modules."""
+    return WRAPPERS.sub(r"\1", name).removesuffix(".")
+
+
+def wrapped_state(model: nn.Module) -> dict[str, Tensor] | None:
+    """The state dict under plain names; None where it has those anyway."""
+    if not any(WRAPPERS.search(name) for name, _ in model.named_modules()):
+        return None
+    return {plain_name(name): tensor for name, tensor in model.state_dict().items()}
+
+
 def attach(model: Any, dense: Mapping[str, str]) -> None:
     """Makes `model.save_pretrained` write what is packed in the model now, or nothing packed.
 
     A module that is not a transformers model has no such method and is left alone.
     """
-    packed = packed_linears(model)
+    packed = {plain_name(name): module for name, module in packed_linears(model).items()}
     if not hasattr(model, "config"):
         return
     if not packed:
@@ -226,7 +286,8 @@ def attach(model: Any, dense: Mapping[str, str]) -> None:
         return
     transposed = [name for name, module in packed.items() if issubclass(module.dense_class, Conv1D)]
     formats = {n: (module.FORMAT, module.options(module.tensors())) for n, module in packed.items()}
-    config = WandaExtConfig.of(formats, transposed, dense)
+    reasons = {plain_name(name): reason for name, reason in dense.items()}
+    config = WandaExtConfig.of(formats, transposed, reasons)
     model.config.quantization_config = config
     model.hf_quantizer = WandaExtQuantizer(config, pre_quantized=True)
     model.is_quantized = True

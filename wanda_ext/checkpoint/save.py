@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from wanda_ext.checkpoint.quantizer import attach, attached, packed_linears
+from wanda_ext.checkpoint.quantizer import attach, attached, packed_linears, wrapped_state
 from wanda_ext.files import new_directory
 from wanda_ext.packed import (
     FORMATS,
@@ -51,6 +51,7 @@ def swap_linears(
     Raises ValueError for a name that is no linear of the model, for a model quantized by another
     method, and, without `tokens`, if nothing could be packed; the model is then as it was.
     """
+    model = _uncompiled(model)
     _refuse_quantized(model)
     linears = _linears(model)
     names = [names] if isinstance(names, str) else names
@@ -74,6 +75,7 @@ def unswap_linears(model: nn.Module) -> list[str]:
 
     Raises ValueError, before anything is changed, where one is offloaded or on the meta device.
     """
+    model = _uncompiled(model)
     packed = packed_linears(model)
     for name, module in packed.items():
         if module.weight.is_meta:
@@ -99,13 +101,15 @@ def save_pretrained(
     packed=False: dense weights with zeros and no quantization_config, which loads anywhere, swapped
     linears included. packed=True: pruned linears packed, as swap_linears does, which loads after
     `import wanda_ext`. The model itself is left as it was. Takes, beside the model, the memory of
-    its other form.
+    its other form. A model behind torch.compile, whole or block by block, is written as without.
 
     Raises ValueError for packed=True on a model with nothing to pack, and for a directory that
     exists and holds anything that was not written by wanda_ext.
     """
+    model = _uncompiled(model)
     with new_directory(directory) as folder, _in_form(model, packed):
-        model.save_pretrained(folder, max_shard_size=max_shard_size)
+        state = wrapped_state(model)
+        model.save_pretrained(folder, state_dict=state, max_shard_size=max_shard_size)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
 
@@ -126,6 +130,8 @@ def stay_dense(model: nn.Module) -> dict[str, str]:
             reasons[name] = "has an adapter; merge it first"
         elif computes_weight(module):
             reasons[name] = "its weight is computed anew for every call; make it a parameter first"
+        elif name.endswith("._orig_mod"):
+            reasons[name] = "is compiled by itself, and would run on as it is; compile its block"
         elif _is_hooked(module):
             reasons[name] = "carries hooks, which packing would drop; remove them first"
         elif not _is_plain(module):
@@ -202,6 +208,11 @@ def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
     if hook is not None:
         import_module("accelerate.hooks").add_hook_to_module(module, hook)
     model.set_submodule(name, module)
+
+
+def _uncompiled(model: Any) -> Any:
+    """The model that torch.compile has wrapped as a whole, or the model itself."""
+    return getattr(model, "_modules", {}).get("_orig_mod", model)
 
 
 def _linears(model: nn.Module) -> list[str]:

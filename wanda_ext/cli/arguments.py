@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import transformers
+from wanda_ext.checkpoint import KeysError, load_pretrained, load_tokenizer, shown
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -19,15 +20,34 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default="auto", choices=DTYPES, help="of weights (%(default)s)")
 
 
-def load(arguments: argparse.Namespace, trust: bool = False, **options: Any) -> tuple[Any, Any]:
-    """The model, loaded with `options`, and its tokenizer. trust: whether its own code may run."""
-    name = arguments.model
-    code = {"trust_remote_code": True} if trust else {}
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """Adds the word without which no code of a model runs; nobody is asked for it."""
+    parser.add_argument(
+        "--trust-remote-code", action="store_true", help="run code that came with the model"
+    )
+
+
+def load(arguments: argparse.Namespace, **options: Any) -> tuple[Any, Any, list[str]]:
+    """The model, loaded with `options`, its tokenizer, and the names of the tensors that the model
+    has no place for."""
+    name, trust = arguments.model, arguments.trust_remote_code
     with named(name):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name, **code)
-        auto = transformers.AutoModelForCausalLM
-        model = auto.from_pretrained(name, dtype=arguments.dtype, **code, **options)
-    return model, tokenizer
+        tokenizer = load_tokenizer(name, trust_remote_code=trust)
+        model, unexpected = load_pretrained(
+            name, trust_remote_code=trust, dtype=arguments.dtype, **options
+        )
+    return model, tokenizer, unexpected
+
+
+def tell(name: str, model: Any, unexpected: list[str], what: str = "ignored") -> None:
+    """Says, once, what becomes of the tensors that a model has no place for."""
+    if unexpected:
+        kind = type(model).__name__
+        print(
+            f"{name} holds {len(unexpected)} tensors that {kind} has no place for, {what}: "
+            f"{shown(unexpected)}",
+            file=sys.stderr,
+        )
 
 
 @contextmanager
@@ -35,6 +55,8 @@ def named(name: str) -> Iterator[None]:
     """What goes wrong inside is told as an error of MODEL."""
     try:
         yield
+    except KeysError:  # a model it is
+        raise
     except (OSError, ValueError) as error:
         raise ValueError(
             f"MODEL {name!r}: expected a model's directory or its id on the Hub ({error})"

@@ -16,7 +16,7 @@ import transformers
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from wanda_ext.checkpoint import save_pretrained, swap_linears
+from wanda_ext.checkpoint import load_pretrained, save_pretrained, swap_linears
 from wanda_ext.cli.demo_model import DemoSettings, cached_model, scale_channels_, split_text
 from wanda_ext.prune import prune_model, verify
 from wanda_ext.quality import perplexity
@@ -141,7 +141,7 @@ def _pack(
     dense_bytes = _linear_bytes(model, linears)
     swap_linears(model)
     save_pretrained(model, directory, packed=True, tokenizer=tokenizer)
-    reloaded = transformers.AutoModelForCausalLM.from_pretrained(directory)
+    reloaded, _ = load_pretrained(directory)
     with torch.inference_mode():
         difference = (model(ids[None]).logits - reloaded(ids[None]).logits).abs().max().item()
     return (dense_bytes, _linear_bytes(reloaded, linears)), difference

@@ -20,6 +20,7 @@ import transformers
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from wanda_ext.checkpoint import load_pretrained, load_tokenizer
 from wanda_ext.files import new_directory
 
 
@@ -115,8 +116,8 @@ def cached_model(settings: DemoSettings, retrain: bool = False) -> tuple[Any, An
         with new_directory(directory) as fresh:
             model.save_pretrained(fresh)
             tokenizer.save_pretrained(fresh)
-    model = transformers.AutoModelForCausalLM.from_pretrained(directory)
-    return model, transformers.AutoTokenizer.from_pretrained(directory)
+    model, _ = load_pretrained(directory)
+    return model, load_tokenizer(directory)
 
 
 @torch.no_grad()

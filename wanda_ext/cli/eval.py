@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from wanda_ext.cli.arguments import add_model, load
+from wanda_ext.cli.arguments import add_model, add_trust, load, tell
 from wanda_ext.quality import evaluate_text, evaluation_text, tasks
 from wanda_ext.report import versions
 
@@ -40,9 +40,7 @@ def add_eval(commands: Any) -> None:
         "--batch-size", type=_batch_size, default=1, help="requests of tasks at a time, or auto"
     )
     parser.add_argument("--json", metavar="OUT", help="write everything that is printed, and more")
-    parser.add_argument(
-        "--trust-remote-code", action="store_true", help="run code that came with the model"
-    )
+    add_trust(parser)
     parser.set_defaults(run=_eval)
 
 
@@ -83,11 +81,10 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _loaded(arguments: argparse.Namespace) -> tuple[Any, Any]:
-    trust = arguments.trust_remote_code
-    if arguments.device == "auto":
-        return load(arguments, trust, device_map="auto")
-    model, tokenizer = load(arguments, trust)
-    if arguments.device is not None:
+    spread = {"device_map": "auto"} if arguments.device == "auto" else {}
+    model, tokenizer, unexpected = load(arguments, **spread)
+    tell(arguments.model, model, unexpected)
+    if arguments.device is not None and not spread:
         model.to(arguments.device)
     return model, tokenizer
 

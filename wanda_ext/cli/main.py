@@ -16,8 +16,8 @@ import torch
 import transformers
 
 import wanda_ext
-from wanda_ext.checkpoint import inspect_checkpoint
-from wanda_ext.cli.arguments import named
+from wanda_ext.checkpoint import inspect_checkpoint, load_config, load_pretrained
+from wanda_ext.cli.arguments import add_trust, named, tell
 from wanda_ext.cli.eval import add_eval
 from wanda_ext.cli.prune import add_prune
 from wanda_ext.packed.dispatch_table import BUCKETS
@@ -43,6 +43,8 @@ def _say_error(message: str, error: BaseException) -> None:
     report = getattr(error, "report", None)
     if isinstance(report, PruneReport):
         message += f"; until then: {str(report).splitlines()[-1]}"
+    message = message.replace("the argument `trust_remote_code=True`", "--trust-remote-code")
+    message = message.replace("`trust_remote_code=True`", "--trust-remote-code")
     print(f"wanda-ext: {' '.join(message.split())}", file=sys.stderr)
 
 
@@ -54,20 +56,25 @@ def _inspect(arguments: argparse.Namespace) -> None:
     if arguments.verify:
         path = Path(arguments.directory) / REPORT
         report = PruneReport.load(path) if path.exists() else None
-        model = transformers.AutoModelForCausalLM.from_pretrained(arguments.directory, dtype="auto")
+        trust = arguments.trust_remote_code
+        name = arguments.directory
+        model, unexpected = load_pretrained(name, trust_remote_code=trust, dtype="auto")
+        tell(name, model, unexpected)
         checked = wanda_ext.verify(model, report)
         print(checked)
         checked.raise_if_bad()
 
 
 def _convert(arguments: argparse.Namespace) -> None:
-    wanda_ext.convert(arguments.source, arguments.destination, arguments.to)
+    trust = arguments.trust_remote_code
+    source, destination = arguments.source, arguments.destination
+    wanda_ext.convert(source, destination, arguments.to, trust_remote_code=trust)
     print(f"Wrote {arguments.destination}")
 
 
 def _bench(arguments: argparse.Namespace) -> None:
     dtype = None if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
-    shapes = arguments.shapes or _skeleton(arguments.model)
+    shapes = arguments.shapes or _skeleton(arguments.model, arguments.trust_remote_code)
     tokens = arguments.tokens or BUCKETS
     print(wanda_ext.bench.tune(shapes, tokens, dtype=dtype, device=arguments.device))
 
@@ -80,11 +87,12 @@ def _demo(arguments: argparse.Namespace) -> None:
     demo.run(Path(arguments.out), settings, retrain=arguments.retrain)
 
 
-def _skeleton(name: str) -> Any:
+def _skeleton(name: str, trust: bool) -> Any:
     """The model without its weights, which are not read."""
+    auto: Any = transformers.AutoModelForCausalLM
     with named(name), torch.device("meta"):
-        config = transformers.AutoConfig.from_pretrained(name)
-        return transformers.AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+        config = load_config(name, trust_remote_code=trust)
+        return auto.from_config(config, trust_remote_code=trust)
 
 
 # --- Their arguments -----------------------------------------------------------------------------
@@ -102,12 +110,14 @@ def _parser() -> argparse.ArgumentParser:
     inspect = commands.add_parser("inspect", help="sparsity, pattern and bytes of every linear")
     inspect.add_argument("directory", metavar="DIR", help="a saved model")
     inspect.add_argument("--verify", action="store_true", help="load it and check it too")
+    add_trust(inspect)
     inspect.set_defaults(run=_inspect)
 
     convert = commands.add_parser("convert", help="turn a packed model dense, or back")
     convert.add_argument("source", metavar="DIR", help="a saved model")
     convert.add_argument("destination", metavar="OUT", help="directory to write")
     convert.add_argument("--to", required=True, choices=("packed", "dense"))
+    add_trust(convert)
     convert.set_defaults(run=_convert)
 
     bench = commands.add_parser("bench", help="find the fastest kernels for a model on this GPU")
@@ -124,6 +134,7 @@ def _parser() -> argparse.ArgumentParser:
         choices=("auto", *TIMED_DTYPES),
         help="of weights (the model's; bfloat16 for shapes)",
     )
+    add_trust(bench)
     bench.set_defaults(run=_bench)
 
     demo = commands.add_parser("demo", help="train a small model offline and prune it every way")

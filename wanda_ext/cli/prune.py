@@ -10,16 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils.hub import cached_file
 
 import wanda_ext
-from wanda_ext.checkpoint import holds_safetensors
-from wanda_ext.cli.arguments import add_model, load
-from wanda_ext.files import new_directory
+from wanda_ext.checkpoint import KeysError, add_tensors, holds_safetensors, shown
+from wanda_ext.cli.arguments import add_model, add_trust, load, tell
+from wanda_ext.files import Stored, new_directory
 from wanda_ext.methods import METHODS
 from wanda_ext.prune import check_packable, plan_blocks
 from wanda_ext.quality import MAX_RATIO, check_ratio, repair
 from wanda_ext.report import PruneReport, note_saved
-from wanda_ext.stream import NamesError, launched
+from wanda_ext.stream import NamesError, launched, left_over
 
 SHARED = (  # arguments of prune_model and of prune_checkpoint
     *("calib", "sparsity", "method", "nsamples", "seqlen", "seed", "batch_size"),
@@ -85,9 +86,7 @@ def add_prune(commands: Any) -> None:
     prune.add_argument(
         "--restart", action="store_true", help="do not go on with an unfinished run into --out"
     )
-    prune.add_argument(
-        "--trust-remote-code", action="store_true", help="run code that came with the model"
-    )
+    add_trust(prune)
     prune.set_defaults(run=_prune)
 
 
@@ -138,7 +137,8 @@ def _prune_in_memory(arguments: argparse.Namespace) -> PruneReport:
         )
     packed, options = arguments.packed, _prune_options(arguments)
     with new_directory(arguments.out) as fresh:  # refuses the name now, not after hours of work
-        model, tokenizer = load(arguments, arguments.trust_remote_code)
+        model, tokenizer, unexpected = load(arguments)
+        carried = _carried(arguments.model, model, unexpected)
         compared = arguments.repair or arguments.gate is not None
         if compared and packed:  # what prune_model would refuse if it were to pack
             given = (options[word] for word in ("sparsity", "ignore", "blocks"))
@@ -149,17 +149,36 @@ def _prune_in_memory(arguments: argparse.Namespace) -> PruneReport:
             _compare(arguments, model, tokenizer, report)
         with report.timed("saving"):
             wanda_ext.save_pretrained(model, fresh, packed=packed, tokenizer=tokenizer)
+            add_tensors(fresh, carried)
         if compared and packed:
             report.swap = "saved packed: every linear that was pruned and can be"
         note_saved(report, fresh, Path(arguments.out).resolve(), packed)
     return report
 
 
+def _carried(name: str, model: Any, unexpected: list[str]) -> dict[str, Stored]:
+    """What the checkpoint holds beside its model, to be saved again; says what that is."""
+    folder = Path(name)
+    if not folder.is_dir():  # of the Hub, in its cache by now
+        folder = Path(str(cached_file(name, "config.json", local_files_only=True))).parent
+    if holds_safetensors(folder):
+        carried = left_over(model, folder)
+        tell(name, model, sorted(carried), "carried over unchanged")
+        return carried
+    if unexpected:
+        raise KeysError(
+            f"{name} holds {len(unexpected)} tensors that {type(model).__name__} has no place for, "
+            f"which would be lost: {shown(unexpected)}; only those of safetensors files can be "
+            "carried over: save it as such first"
+        )
+    return {}
+
+
 def _compare(
     arguments: argparse.Namespace, model: Any, tokenizer: Any, report: PruneReport
 ) -> None:
     """What needs the dense model beside the pruned one: the repair, then the gate."""
-    dense, _ = load(arguments, arguments.trust_remote_code)
+    dense, _, _ = load(arguments)
     words = ("nsamples", "seqlen", "seed", "batch_size", "device", "blocks")
     options = {"tokenizer": tokenizer, **{word: getattr(arguments, word) for word in words}}
     if arguments.repair:

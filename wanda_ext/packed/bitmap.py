@@ -40,7 +40,6 @@ class SparseLinearBitmap(PackedLinear):
     FORMAT = "bitmap"
     TENSORS = ("weight", "mask", "shape", *SURPLUS)
     PARAMETERS = ("weight", "surplus_values")
-    CHECKED_WHEN_LOADED = True
     SIGN = ("mask", torch.int32, 3)
 
     mask: Tensor
@@ -140,11 +139,12 @@ class SparseLinearBitmap(PackedLinear):
         n, k = self.out_features, self.in_features
         return ops.unpack_bitmap(self.weight, self.mask, n, k, *self.surplus)
 
-    def problem(self) -> str:
-        stored, own = self.shape.tolist(), [self.out_features, self.in_features]
+    def problem(self, tensors: Mapping[str, Tensor] | None = None) -> str:
+        tensors = tensors or self.tensors()
+        stored, own = tensors["shape"].tolist(), [self.out_features, self.in_features]
         if stored != own:
             return f"holds a weight of shape {stored}, its module one of {own}"
-        return self.problem_in(self.tensors())
+        return self.problem_in(tensors)
 
     def extra_repr(self) -> str:
         surplus = 0 if self.surplus_values is None else len(self.surplus_values)

@@ -30,7 +30,6 @@ class PackedLinear(nn.Module):
     FORMAT: ClassVar[str]
     TENSORS: ClassVar[tuple[str, ...]]  # "weight" first; those of no use to a weight are absent
     PARAMETERS: ClassVar[tuple[str, ...]] = ("weight",)  # those of them that count as such
-    CHECKED_WHEN_LOADED: ClassVar[bool] = False  # by `problem`, as kernels would differ on it
     SIGN: ClassVar[tuple[str, torch.dtype, int]]  # the tensor that tells it: name, dtype, dims
 
     weight: nn.Parameter
@@ -138,8 +137,11 @@ class PackedLinear(nn.Module):
         """Brings what is packed into an order, by default that of its device, if it has several."""
         return self
 
-    def problem(self) -> str:
-        """What is wrong with what is packed here, in a clause; "" where it is a weight."""
+    def problem(self, tensors: Mapping[str, Tensor] | None = None) -> str:
+        """What is wrong with what is packed here, in a clause; "" where it is a weight.
+
+        tensors: what to look at instead of its own, as a file has it: where that is offloaded.
+        """
         raise NotImplementedError
 
 

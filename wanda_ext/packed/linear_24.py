@@ -170,8 +170,8 @@ class SparseLinear24(Product24, PackedLinear):
         stored = "missing" if weight is None else f"of shape {list(weight.shape)}"
         return f"weight is {stored}, its metadata of shape {[rows, words]}"
 
-    def problem(self) -> str:
-        return self.problem_in({"meta": self.meta_in(0)})
+    def problem(self, tensors: Mapping[str, Tensor] | None = None) -> str:
+        return self.problem_in(tensors or {"meta": self.meta_in(0)})
 
     @classmethod
     def problem_in(cls, tensors: Mapping[str, Tensor]) -> str:

@@ -7,8 +7,9 @@ ranks that share the work. What only a prune in files needs enters here.
 
 from __future__ import annotations
 
+from wanda_ext.stream.conversion import left_over
 from wanda_ext.stream.meta_model import NamesError
 from wanda_ext.stream.ranks import launched
 from wanda_ext.stream.stream import prune_checkpoint
 
-__all__ = ["NamesError", "launched", "prune_checkpoint"]
+__all__ = ["NamesError", "launched", "left_over", "prune_checkpoint"]

@@ -6,6 +6,7 @@ checkpoints when it loads and saves. Here the same rules work on a part of one, 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ from torch import Tensor
 from transformers import core_model_loading
 from transformers.conversion_mapping import get_model_conversion_mapping
 
-from wanda_ext.files import Stored
+from wanda_ext.checkpoint import open_checkpoint
+from wanda_ext.files import Stored, stored_tensors
 
 Loading: Any = core_model_loading  # untyped
 
@@ -103,6 +105,16 @@ class Made:
 
     def read(self) -> Tensor:
         return self.read_group()[self.name]
+
+
+def left_over(model: Any, folder: str | os.PathLike[str]) -> dict[str, Stored]:
+    """The stored tensors of a checkpoint that become none of its model's, by their names there.
+
+    model: as it was loaded. Raises ValueError for a directory that `open_checkpoint` refuses.
+    """
+    headers = open_checkpoint(folder).headers
+    files = stored_tensors(sorted({header.file for header in headers.values()}))
+    return {name: files[name] for name in Conversion(model, files).unknown}
 
 
 def made_of(model: Any, group: Group, parts: Mapping[str, Stored]) -> dict[str, Stored | Made]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import transformers
 
-from wanda_ext.checkpoint import Checkpoint
+from wanda_ext.checkpoint import Checkpoint, load_config
 from wanda_ext.models import preserved
 from wanda_ext.ops import FLOATS
 
@@ -31,9 +31,7 @@ def empty_model(
     dtype than float32, bfloat16 and float16, and NamesError for a buffer that nothing computes.
     """
     _check_dense(checkpoint)
-    config = transformers.AutoConfig.from_pretrained(
-        checkpoint.folder, trust_remote_code=trust, local_files_only=True
-    )
+    config = load_config(checkpoint.folder, trust_remote_code=trust, local_files_only=True)
     dtype = dtype or getattr(config, "dtype", None) or stored
     if dtype not in FLOATS:
         raise ValueError(

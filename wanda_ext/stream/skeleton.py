@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wanda_ext.checkpoint import Checkpoint
+from wanda_ext.checkpoint import Checkpoint, lacking
 from wanda_ext.files import Stored, stored_tensors
 from wanda_ext.stream.conversion import Conversion, Made, as_saved, made_of
 from wanda_ext.stream.meta_model import IN_MEMORY, NamesError, empty_model
@@ -30,7 +30,8 @@ class Skeleton:
     """
 
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype | None, trust: bool) -> None:
-        """Raises ValueError, for names of another kind NamesError, where files and model differ."""
+        """Raises ValueError where files and model differ, NamesError where they cannot be taken one
+        by one."""
         self.folder = checkpoint.folder
         files = stored_tensors(sorted({header.file for header in checkpoint.headers.values()}))
         stored = (one.dtype for one in files.values() if one.dtype.is_floating_point)
@@ -175,10 +176,11 @@ class Skeleton:
         for name, tensor in self._tensors.items():
             groups.setdefault(id(tensor), []).append(name)
         found: dict[str, Stored | Made] = {}
+        absent = [names[0] for names in groups.values() if not here.keys() & set(names)]
+        if absent:
+            raise lacking(self.folder, type(self.model).__name__, absent, unknown)
         for names in groups.values():
             present = [name for name in names if name in here]
-            if not present:
-                self._refuse_absent(names[0], unknown)
             for other in present[1:]:
                 self._check_tied(present[0], here[present[0]], other, here[other])
             shape = tuple(self._tensors[names[0]].shape)
@@ -190,17 +192,6 @@ class Skeleton:
             found[names[0]] = here[present[0]]
         self._warn_of(unknown)
         return found
-
-    def _refuse_absent(self, name: str, unknown: list[str]) -> None:
-        kind = type(self.model).__name__
-        if not unknown:
-            raise ValueError(
-                f"{self.folder} lacks {name}, which {kind} has; copy or download it again"
-            )
-        raise NamesError(
-            f"{self.folder} has no {name}, but {unknown[0]}: a checkpoint whose names are not "
-            f"those of {kind}'s modules cannot be pruned file by file; {IN_MEMORY}"
-        )
 
     def _check_tied(
         self, name: str, one: Stored | Made, other_name: str, other: Stored | Made

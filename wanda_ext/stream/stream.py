@@ -58,7 +58,8 @@ def prune_checkpoint(
     block. Takes the memory of two blocks, the embeddings, and the hidden states of the calibration
     data: those lie in files beside `dst` with states="files". dtype: of the weights; default: as
     stored. packed: pruned linears packed. tokenizer: default: the one in `src`. trust_remote_code:
-    whether code that came with the checkpoint may run. The rest is as in prune_model.
+    whether code that came with the checkpoint, or with the tokenizer, may run. The rest is as in
+    prune_model.
 
     A run that was stopped in any way, kill -9 included, is finished by the same call: its blocks
     are not pruned again. resume=False starts anew. Under torchrun the ranks share the batches, and
@@ -116,6 +117,7 @@ def prune_checkpoint(
                 seqlen=seqlen,
                 seed=seed,
                 batch_size=batch_size,
+                trust_remote_code=trust_remote_code,
                 **read_by(skeleton.model, folder if tokenizer is None else tokenizer),
             )
     journal = Journal(Path(dst).resolve())

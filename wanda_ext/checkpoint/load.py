@@ -1,0 +1,126 @@
+"""Models, configs and tokenizers that transformers loads for us: whole, and by code we trust.
+
+Left alone, transformers fills in random numbers where a checkpoint lacks a tensor, and asks on the
+terminal whether code that came with it may run. All of this package loads through here instead.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+SHOWN = 3  # names in a message
+
+
+class KeysError(ValueError):
+    """A checkpoint whose tensors are not those of its model."""
+
+
+def load_pretrained(
+    name: str | os.PathLike[str], *, trust_remote_code: bool = False, **options: Any
+) -> tuple[Any, list[str]]:
+    """A causal LM, and the names of the tensors that it has no place for, which it ignores.
+
+    name: a directory or a Hub id, of a model or of an adapter that peft can load. options: of
+    `AutoModelForCausalLM.from_pretrained`. trust_remote_code: whether code that came with it may
+    run; nobody is asked.
+
+    Raises KeysError, which names them, where tensors are missing or have other shapes than the
+    model's; tied ones and computed buffers are not missed. ValueError where code would have to run.
+    """
+    import transformers
+
+    adapter = _adapter_config(name)
+    if adapter:  # transformers would tell of the adapter's tensors, and not of the model's
+        base = adapter["base_model_name_or_path"]
+        model, unexpected = load_pretrained(base, trust_remote_code=trust_remote_code, **options)
+        with _without_report():
+            found = model.load_adapter(os.fspath(name))
+        missing = getattr(found, "missing_keys", ())
+        if missing:
+            raise lacking(name, "its adapter", missing)
+        return model, unexpected
+    auto: Any = transformers.AutoModelForCausalLM
+    with _without_report():
+        model, found = auto.from_pretrained(
+            name,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # else the error refers to a table in the log
+            **options,
+        )
+    unexpected = sorted(found["unexpected_keys"])
+    kind = type(model).__name__
+    if found["missing_keys"]:
+        raise lacking(name, kind, found["missing_keys"], unexpected)
+    if found["mismatched_keys"]:
+        tensor, stored, here = min(found["mismatched_keys"])
+        raise KeysError(
+            f"{name}: {tensor} is stored as {list(stored)}, and {kind} has {list(here)}; copy or "
+            "download it again"
+        )
+    return model, unexpected
+
+
+def load_config(
+    name: str | os.PathLike[str], *, trust_remote_code: bool = False, **options: Any
+) -> Any:
+    """What `AutoConfig.from_pretrained` gives; code as in load_pretrained."""
+    import transformers
+
+    auto = transformers.AutoConfig
+    return auto.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
+
+
+def load_tokenizer(name: str | os.PathLike[str], *, trust_remote_code: bool = False) -> Any:
+    """What `AutoTokenizer.from_pretrained` gives; code as in load_pretrained."""
+    import transformers
+
+    return transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+
+
+def lacking(
+    where: object, kind: str, missing: Iterable[str], unexpected: Iterable[str] = ()
+) -> KeysError:
+    """The error for a checkpoint, at `where`, that lacks tensors of a model of class `kind`."""
+    names = sorted(missing)
+    told = f"{where} lacks {len(names)} of the tensors that {kind} has: {shown(names)}; "
+    odd = sorted(unexpected)
+    if odd:
+        told += f"it holds {len(odd)} that {kind} has no place for: {shown(odd)}; "
+    return KeysError(f"{told}copy or download it again")
+
+
+def shown(names: list[str]) -> str:
+    """The first of some names, for a message."""
+    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+
+
+def _adapter_config(name: str | os.PathLike[str]) -> dict[str, Any]:
+    """The adapter_config.json of an adapter that peft can load; empty for anything else."""
+    from transformers.utils.import_utils import is_peft_available
+    from transformers.utils.peft_utils import find_adapter_config_file
+
+    path = find_adapter_config_file(os.fspath(name)) if is_peft_available() else None
+    return {} if path is None else dict(json.loads(Path(path).read_text(encoding="utf-8")))
+
+
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """Keeps transformers' table of odd tensors out of the log: whoever loads says it in a line."""
+    logger = logging.getLogger("transformers.modeling_utils")
+
+    def other(record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        return "LOAD REPORT" not in text or "CONVERSION" in text  # its error refers to that one
+
+    logger.addFilter(other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(other)
