@@ -193,7 +193,8 @@ class Run:
         modules = {name: linear.module for name, linear in block.targets.items()}
         gram = self._method.reads == "gram"
         found = None if walk is None else walk.statistics(index, modules, gram)
-        with pruned_block(block, self._method, found) as lines:
+        stages = [dict.fromkeys(modules) if found is None else found]
+        with pruned_block(block, self._method, stages) as lines:
             return lines
 
     def _advance(self, index: int, walk: Walk, copies: Copies | None) -> None:
