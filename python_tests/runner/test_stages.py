@@ -143,7 +143,7 @@ def test_what_leaves_a_block_is_what_a_plain_pass_gives():
                 for name in stage:
                     halve(blocks[0][1].get_submodule(name))
         alone.advance(0)
-        pairs = zip(streams._pruned.hidden, alone.hidden, strict=True)
+        pairs = zip(streams.pruned.hidden, alone.hidden, strict=True)
         assert all(torch.equal(one, other) for one, other in pairs)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from wanda_ext.methods.corrected import Corrected, Updated, get_update, with_update
+from wanda_ext.methods.corrected import UPDATES, Corrected, Updated, get_update, with_update
 from wanda_ext.methods.magnitude import Magnitude
 from wanda_ext.methods.method import Method
 from wanda_ext.methods.sparsegpt import SparseGPT
@@ -32,6 +32,7 @@ from wanda_ext.methods.wanda import Wanda
 __all__ = [
     "METHODS",
     "NM",
+    "UPDATES",
     "Corrected",
     "InputStatistic",
     "Magnitude",

@@ -105,7 +105,7 @@ def targets_of(plan: Iterable[PlannedBlock]) -> list[PlannedLinear]:
     return [linear for block in plan for linear in block.targets.values()]
 
 
-def check_apart(plan: Iterable[PlannedBlock]) -> None:
+def check_unshared(plan: Iterable[PlannedBlock]) -> None:
     """Raises ValueError, naming the linear, where a weight to prune is another block's too.
 
     An update runs each block dense before it is pruned, while those before it are pruned already.

@@ -39,8 +39,8 @@ class TwoStreams:
 
     def __init__(self, pruned: Walk, dense: Walk, batches: Sequence[Batch]) -> None:
         self.runner = pruned.runner
-        self._pruned = pruned
-        self._dense = dense
+        self.pruned = pruned
+        self.dense = dense
         self._counted = [after_first(batch) for batch in batches]
 
     def stages(
@@ -57,12 +57,12 @@ class TwoStreams:
         seen = self._run_dense(index, linears)
         order = _common_order(seen)
         others = {name: target for name, target in targets.items() if name not in order}
-        found = self._pruned.statistics(index, others, gram=True)
+        found = self.pruned.statistics(index, others, gram=True)
         if found:
             yield found
         inputs = {j: one.inputs for j, one in seen.items()}
         watched = {name: linears[name] for name in order}
-        with closing(_HeldBlock(self._pruned, index, watched, inputs, self._counted)) as held:
+        with closing(_HeldBlock(self.pruned, index, watched, inputs, self._counted)) as held:
             for name in order:
                 yield {name: held.before(name)}
             if advance:
@@ -73,7 +73,7 @@ class TwoStreams:
     def _run_dense(self, index: int, linears: Mapping[str, nn.Module]) -> dict[int, _Seen]:
         """Block `index`, not pruned yet, passes its batches on; what its linears read, by batch."""
         found = {}
-        walk = self._dense
+        walk = self.dense
         for j, hidden in enumerate(walk.inputs()):
             seen = _Seen([], {}, {})
 
