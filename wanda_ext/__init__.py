@@ -37,7 +37,16 @@ except ImportError as error:
 from wanda_ext import bench, ops, reference
 from wanda_ext.checkpoint import convert, save_pretrained, swap_linears, unswap_linears
 from wanda_ext.finetune import add_adapters, hold_masks, merge_adapters
-from wanda_ext.methods import NM, Magnitude, Owl, SparseGPT, Sparsity, Unstructured, Wanda
+from wanda_ext.methods import (
+    NM,
+    Corrected,
+    Magnitude,
+    Owl,
+    SparseGPT,
+    Sparsity,
+    Unstructured,
+    Wanda,
+)
 from wanda_ext.packed import SparseLinear24, SparseLinearBitmap, explain
 from wanda_ext.prune import PruneError, prune_model, verify
 from wanda_ext.quality import (
@@ -54,6 +63,7 @@ from wanda_ext.stream import prune_checkpoint
 
 __all__ = [
     "NM",
+    "Corrected",
     "GateReport",
     "Magnitude",
     "Owl",

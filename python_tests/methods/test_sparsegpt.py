@@ -7,6 +7,7 @@ import copy
 import families
 import pytest
 import torch
+from one_linear import correlated, loss, pruned, statistic_of, weight_of_shape
 from streamed import assert_same_tensors, in_memory, prune, saved
 from tiny_models import changed, padded_batches, tiny_model, token_ids, weights_of
 
@@ -22,31 +23,6 @@ from wanda_ext.prune.verify import verify
 
 QUIET = {"swap": False, "progress": False}
 SPARSITIES = {0.5: Unstructured(0.5), 0.6: Unstructured(0.6), (2, 4): NM(2, 4), (4, 8): NM(4, 8)}
-
-
-def correlated(tokens=400, k=192, seed=0):
-    """Inputs [tokens, k] whose features are correlated and differ in size."""
-    g = torch.Generator().manual_seed(seed)
-    mix = torch.randn(k, k, generator=g) / k**0.5 + torch.eye(k)
-    return torch.randn(tokens, k, generator=g) @ mix * torch.randn(k, generator=g).exp()
-
-
-def statistic_of(x):
-    return InputStatistic(x.double().square().sum(0), len(x), gram=gram_of(x))
-
-
-def weight_of_shape(n=40, k=192, dtype=torch.float32):
-    return torch.randn(n, k, generator=torch.Generator().manual_seed(1)).to(dtype)
-
-
-def pruned(method, weight, sparsity, inputs):
-    weight, bad = weight.clone(), torch.tensor([7], dtype=torch.int32)
-    method.prune_(weight, sparsity, inputs, bad)
-    return weight, int(bad)
-
-
-def loss(weight, pruned, x):
-    return float(((weight - pruned).double() @ x.double().t()).square().sum())
 
 
 # --- Beside the original --------------------------------------------------------------------------

@@ -176,7 +176,7 @@ def test_family(row, attention, padded):
                 expected[name] = sumsq, tokens
             assert expected.keys() & targets.keys() == found.keys()
             before = {name: dense(target) for name, target in targets.items()}
-            with pruned_block(block, Wanda(), found):
+            with pruned_block(block, Wanda(), [found]):
                 for name, target in targets.items():
                     if name in found:
                         assert_masks(name, before[name], dense(target), expected[name][0])

@@ -22,14 +22,14 @@ from wanda_ext.checkpoint import (
 )
 from wanda_ext.cli.arguments import add_model, add_trust, checkpoint_of, load, source_of, tell
 from wanda_ext.files import new_directory
-from wanda_ext.methods import METHODS
+from wanda_ext.methods import METHODS, UPDATES
 from wanda_ext.prune import check_packable, plan_blocks
 from wanda_ext.quality import MAX_RATIO, check_ratio, repair
 from wanda_ext.report import PruneReport, note_saved
 from wanda_ext.stream import NamesError, launched
 
 SHARED = (  # arguments of prune_model and of prune_checkpoint
-    *("calib", "sparsity", "method", "nsamples", "seqlen", "seed", "batch_size"),
+    *("calib", "sparsity", "method", "update", "nsamples", "seqlen", "seed", "batch_size"),
     *("device", "ignore", "blocks"),
 )
 
@@ -46,6 +46,11 @@ def add_prune(commands: Any) -> None:
     )
     prune.add_argument("--sparsity", default="2:4", help="50%%, 0.5, 2:4, 4:8, ... (%(default)s)")
     prune.add_argument("--method", default="wanda", choices=METHODS, help="(%(default)s)")
+    prune.add_argument(
+        "--update",
+        choices=UPDATES,
+        help="let the weights that stay make up for what pruning did to the outputs",
+    )
     prune.add_argument("--nsamples", type=int, default=128, help="windows of text (%(default)s)")
     prune.add_argument("--seqlen", type=int, help="tokens a window (2048, or the model's context)")
     prune.add_argument("--seed", type=int, default=0, help="draws the windows (%(default)s)")

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol, runtime_checkable
 
-import torch
-
+from wanda_ext.methods.corrected import UPDATES, Corrected, Updated, get_update, with_update
 from wanda_ext.methods.magnitude import Magnitude
+from wanda_ext.methods.method import Method
 from wanda_ext.methods.sparsegpt import SparseGPT
 from wanda_ext.methods.sparsity import (
     NM,
@@ -27,12 +26,14 @@ from wanda_ext.methods.sparsity import (
     sparsity_for,
     spec_text,
 )
-from wanda_ext.methods.statistic import InputStatistic, Reads, gram_of
+from wanda_ext.methods.statistic import InputStatistic, Reads, drift_of, gram_of
 from wanda_ext.methods.wanda import Wanda
 
 __all__ = [
     "METHODS",
     "NM",
+    "UPDATES",
+    "Corrected",
     "InputStatistic",
     "Magnitude",
     "Method",
@@ -42,52 +43,20 @@ __all__ = [
     "Sparsity",
     "SparsitySpec",
     "Unstructured",
+    "Updated",
     "Wanda",
     "as_globs",
     "check_globs",
+    "drift_of",
     "get_method",
+    "get_update",
     "gram_of",
     "matches",
     "parse_sparsity",
     "sparsity_for",
     "spec_text",
+    "with_update",
 ]
-
-
-@runtime_checkable
-class Method(Protocol):
-    """What prune_model needs of a method."""
-
-    @property
-    def name(self) -> str:
-        """For reports."""
-
-    @property
-    def reads(self) -> Reads:
-        """What it wants to know of the inputs; more than "nothing" takes calibration data."""
-
-    @property
-    def kernels(self) -> tuple[str, ...]:
-        """The ops that it calls: a weight on a device that lacks one of them visits the CPU."""
-
-    def check(self, name: str, sparsity: Sparsity) -> None:
-        """Raises ValueError, naming the linear, for a sparsity that it cannot prune to."""
-
-    def prune_(
-        self,
-        weight: torch.Tensor,
-        sparsity: Sparsity,
-        inputs: InputStatistic | None,
-        bad: torch.Tensor,
-    ) -> None:
-        """Zeroes the chosen weights in place; may change the others to make up for them.
-
-        inputs has what `reads` says and may lie on another device; None where that is "nothing".
-        `bad` receives the lowest row that holds a NaN or infinite score, or -1; the engine then
-        refuses the block. A ValueError needs not name the linear: the engine does.
-
-        Shapes: weight [n, k], unit column stride; bad [1] int32.
-        """
 
 
 METHODS: dict[str, Callable[[], Method]] = {

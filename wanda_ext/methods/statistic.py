@@ -25,13 +25,15 @@ class InputStatistic:
     sumsq [k] float64: the sum of squares of each input feature over `tokens` tokens. gram [k, k]
     float32: the sum of x x^T over the same tokens, or None where the method does not read it. With
     of_layer both are of all experts together, because this one saw too few tokens: sumsq cut to its
-    share, gram whole.
+    share, gram whole. drift [k, k] float32: the sum of (x0 - x) x^T, where x0 is the input of the
+    same linear in the dense model for the same token; None where it is not known.
     """
 
     sumsq: Tensor
     tokens: int
     of_layer: bool = False
     gram: Tensor | None = None
+    drift: Tensor | None = None
 
     @property
     def norm(self) -> Tensor:
@@ -43,12 +45,18 @@ class InputStatistic:
         if self.sumsq.device == torch.device(device):
             return self
         gram = None if self.gram is None else self.gram.to(device)
-        return replace(self, sumsq=self.sumsq.to(device), gram=gram)
+        drift = None if self.drift is None else self.drift.to(device)
+        return replace(self, sumsq=self.sumsq.to(device), gram=gram, drift=drift)
 
     def __add__(self, other: InputStatistic) -> InputStatistic:
         """Of the tokens of both."""
-        gram = None if self.gram is None or other.gram is None else self.gram + other.gram
-        return InputStatistic(self.sumsq + other.sumsq, self.tokens + other.tokens, gram=gram)
+        gram, drift = _sum(self.gram, other.gram), _sum(self.drift, other.drift)
+        sumsq, tokens = self.sumsq + other.sumsq, self.tokens + other.tokens
+        return InputStatistic(sumsq, tokens, gram=gram, drift=drift)
+
+
+def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    return None if one is None or other is None else one + other
 
 
 def gram_of(rows: Tensor) -> Tensor:
@@ -62,6 +70,20 @@ def gram_of(rows: Tensor) -> Tensor:
             part = part.float()
             gram.addmm_(part.t(), part)
     return gram
+
+
+def drift_of(dense: Tensor, rows: Tensor) -> Tensor:
+    """The sum of (x0 - x) x^T over the rows x0 of `dense` and x of `rows`, as in gram_of.
+
+    Shapes: dense, rows [tokens, k] fp32, bf16 or fp16 -> [k, k] float32.
+    """
+    drift = torch.zeros(rows.shape[1], rows.shape[1], device=rows.device)
+    with full_precision():
+        split = (torch.split(both, TOKENS_AT_ONCE) for both in (dense, rows))
+        for was, now in zip(*split, strict=True):
+            now = now.float()
+            drift.addmm_((was.float() - now).t(), now)
+    return drift
 
 
 @contextmanager

@@ -9,7 +9,12 @@ from __future__ import annotations
 
 from wanda_ext.prune.commit import check_method, pruned_block
 from wanda_ext.prune.owl import has_owl
-from wanda_ext.prune.plan import PlannedBlock, PlannedLinear, check_packable, plan_blocks
+from wanda_ext.prune.plan import (
+    PlannedBlock,
+    PlannedLinear,
+    check_packable,
+    plan_blocks,
+)
 from wanda_ext.prune.prune import PruneError, prune_model
 from wanda_ext.prune.verify import verify
 

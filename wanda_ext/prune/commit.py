@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from wanda_ext.interrupt import step
-from wanda_ext.methods import InputStatistic, Method
+from wanda_ext.methods import InputStatistic, Method, Updated
 from wanda_ext.models import dense_weight, is_transposed, weight_of, weight_shape
 from wanda_ext.prune.plan import PlannedBlock, PlannedLinear, targets_of
 from wanda_ext.report import LinearReport
@@ -22,43 +22,43 @@ SCORED_AT_ONCE = 1 << 20  # weights, so that the temporary stays in the cache
 
 @dataclass
 class _Pruned:
-    """What one linear's prune left, still on its device: no read before the whole block is done."""
+    """What one linear's prune left, still on its device: no read before the whole stage is done."""
 
     bad: Tensor  # [1] int32
     numbers: Tensor  # [3] float64: score kept, score before, zeros
     seconds: float
     path: str
+    tokens: int
+    note: str
 
 
 @contextmanager
 def pruned_block(
-    block: PlannedBlock, method: Method, found: Mapping[str, InputStatistic] | None
+    block: PlannedBlock, method: Method, stages: Iterable[Mapping[str, InputStatistic | None]]
 ) -> Iterator[list[LinearReport]]:
     """Prunes on entry and gives a report line for every linear; restores where the body raises.
 
-    `found` has the input statistics by name in the block, in running order; None: the method needs
-    none. A linear without one was never called and stays. Raises ValueError, naming the linear, for
-    NaN or infinity in its weight or inputs, and for what the method refuses.
+    Each stage has the input statistics of some linears by name in the block, in running order (None
+    where the method reads nothing); they are pruned before the next stage is asked for. A linear
+    that is in none was never called and stays. Raises ValueError, naming the linear, for NaN or
+    infinity in its weight or inputs, and for what the method refuses.
     """
     targets = block.targets
-    if found is not None:
-        targets = {name: targets[name] for name in found}
-        _check_finite(targets, found)
-    weights = [weight_of(linear.module) for linear in targets.values()]
-    saved = [weight.clone() for weight in weights]
+    saved = {name: weight_of(linear.module).clone() for name, linear in targets.items()}
+    pruned: dict[str, _Pruned] = {}
     try:
-        pruned = {
-            name: _prune(targets[name], method, None if found is None else found[name], copy)
-            for name, copy in zip(targets, saved, strict=True)
-        }
-        _check_scored(targets, pruned)
-        yield [
-            _line(linear, pruned.get(name), found.get(name) if found else None)
-            for name, linear in block.linears.items()
-        ]
+        for stage in stages:
+            _check_finite(targets, stage)
+            now = {
+                name: _prune(targets[name], method, statistic, saved[name])
+                for name, statistic in stage.items()
+            }
+            _check_scored(targets, now)
+            pruned |= now
+        yield [_line(linear, pruned.get(name)) for name, linear in block.linears.items()]
     except BaseException:
-        for weight, copy in zip(weights, saved, strict=True):
-            weight.copy_(copy)
+        for name, copy in saved.items():
+            weight_of(targets[name].module).copy_(copy)
         raise
 
 
@@ -94,7 +94,17 @@ def _prune(
         norm = None if inputs is None else inputs.norm
         numbers = torch.stack([*_scores(before, weight, norm), zeros])
     path = device.type if device == home else f"{home.type} via {device.type}"
-    return _Pruned(bad, numbers, seconds, path)
+    tokens = 0 if inputs is None else inputs.tokens
+    return _Pruned(bad, numbers, seconds, path, tokens, _note(method, inputs))
+
+
+def _note(method: Method, inputs: InputStatistic | None) -> str:
+    notes = []
+    if inputs is not None and inputs.of_layer:
+        notes.append("few tokens: norms of all experts")
+    if isinstance(method, Updated) and inputs is not None and inputs.drift is None:
+        notes.append("target not corrected: not called with every token")
+    return "; ".join(notes)
 
 
 def _scores(before: Tensor, after: Tensor, norm: Tensor | None) -> Tensor:
@@ -120,9 +130,7 @@ def _synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _line(
-    linear: PlannedLinear, pruned: _Pruned | None, statistic: InputStatistic | None
-) -> LinearReport:
+def _line(linear: PlannedLinear, pruned: _Pruned | None) -> LinearReport:
     weight = weight_of(linear.module)
     line = LinearReport(
         name=linear.name,
@@ -136,10 +144,7 @@ def _line(
         kept, before, zeros = pruned.numbers.tolist()
         line.status, line.path = "pruned", pruned.path
         line.score_kept, line.score_lost = kept, before - kept
-        line.seconds = pruned.seconds
-        if statistic is not None:
-            line.tokens = statistic.tokens
-            line.note = "few tokens: norms of all experts" if statistic.of_layer else ""
+        line.seconds, line.tokens, line.note = pruned.seconds, pruned.tokens, pruned.note
     else:
         zeros = int(weight.numel() - weight.count_nonzero())
         if linear.sparsity is not None:
@@ -152,13 +157,14 @@ def _line(
 
 
 def _check_finite(
-    targets: Mapping[str, PlannedLinear], found: Mapping[str, InputStatistic]
+    targets: Mapping[str, PlannedLinear], stage: Mapping[str, InputStatistic | None]
 ) -> None:
     """Tells the first linear whose inputs are not finite from one whose weights made them so."""
-    finite = [statistic.sumsq.isfinite().all() for statistic in found.values()]
-    if not finite or bool(torch.stack(finite).all()):
+    finite = {n: one.sumsq.isfinite().all() for n, one in stage.items() if one is not None}
+    if not finite or bool(torch.stack(list(finite.values())).all()):
         return
-    for linear, inputs_finite in zip(targets.values(), finite, strict=True):
+    for name, inputs_finite in finite.items():
+        linear = targets[name]
         if not inputs_finite:
             raise ValueError(
                 f"NaN or infinite activations enter {linear.name}: look for the layer before it "

@@ -105,6 +105,26 @@ def targets_of(plan: Iterable[PlannedBlock]) -> list[PlannedLinear]:
     return [linear for block in plan for linear in block.targets.values()]
 
 
+def check_unshared(plan: Iterable[PlannedBlock]) -> None:
+    """Raises ValueError, naming the linear, where a weight to prune is another block's too.
+
+    An update runs each block dense before it is pruned, while those before it are pruned already.
+    """
+    first: dict[int, str] = {}
+    pruned: dict[int, str] = {}
+    for block in plan:
+        for parameter in block.module.parameters():
+            owner = first.setdefault(id(parameter), block.name)
+            if owner != block.name and id(parameter) in pruned:
+                raise ValueError(
+                    f"{pruned[id(parameter)]} shares its weight with {block.name}, which would "
+                    "not run dense any more once it is pruned: prune without an update, or ignore "
+                    "it"
+                )
+        for linear in block.targets.values():
+            pruned[weight_identity(linear.module)[0]] = linear.name
+
+
 def check_packable(model: nn.Module, plan: Iterable[PlannedBlock]) -> None:
     """Raises ValueError where a linear keeps too many weights to be packed, or none can be."""
     targets = targets_of(plan)

@@ -14,15 +14,25 @@ from tqdm.auto import tqdm
 
 from wanda_ext.calibration import Batch, calibration_batches, read_by
 from wanda_ext.interrupt import held_back, step
-from wanda_ext.methods import Method, SparsitySpec, as_globs, get_method, spec_text
+from wanda_ext.methods import (
+    Corrected,
+    Method,
+    SparsitySpec,
+    Updated,
+    as_globs,
+    get_method,
+    get_update,
+    spec_text,
+    with_update,
+)
 from wanda_ext.models import check_prunable, copies_to, preserved, usable_device, visits
 from wanda_ext.packed import check_tokens
 from wanda_ext.prune.commit import check_method, pruned_block
 from wanda_ext.prune.owl import has_owl, resolve_owl
-from wanda_ext.prune.plan import PlannedBlock, check_packable, plan_blocks
+from wanda_ext.prune.plan import PlannedBlock, check_packable, check_unshared, plan_blocks
 from wanda_ext.prune.swap import check_runnable, swap_pruned
-from wanda_ext.report import PruneReport, versions
-from wanda_ext.runner import start_walk, walking
+from wanda_ext.report import LinearReport, PruneReport, versions
+from wanda_ext.runner import TwoStreams, Walk, started, two_streams, walking
 from wanda_ext.stopped import StoppedError, stopping
 
 
@@ -36,6 +46,7 @@ def prune_model(
     sparsity: SparsitySpec = "2:4",
     *,
     method: str | Method = "wanda",
+    update: str | Corrected | None = None,
     tokenizer: Any = None,
     nsamples: int = 128,
     seqlen: int | None = None,
@@ -53,7 +64,8 @@ def prune_model(
     model: fp32, bf16 or fp16, in memory. calib: texts, tokens, a dataset, a file, "builtin", "c4",
     "wikitext2" or a Hub id (see wanda_ext.calibration); unused by methods that need no inputs.
     sparsity: 0.5, "50%", "2:4", any "keep:group", Owl(...), a mapping glob -> sparsity, or a
-    callable (name, module).
+    callable (name, module). update: "corrected" or Corrected(...) lets the weights that a method
+    keeps make up for what pruning did to the outputs; costs a second stream of hidden states.
     tokenizer: for text; default: the model's own. seqlen: default min(2048, the model's context).
     device: where one block at a time is moved to; default: where the model is. ignore: globs of
     modules to leave alone. blocks: the path of the block list where it is not found. swap: put
@@ -67,11 +79,13 @@ def prune_model(
     they were, bit for bit. KeyboardInterrupt leaves the same state, and has a `report` too.
     """
     check_prunable(model)
-    method = get_method(method)
+    method, update = get_method(method), get_update(update)
     ignore = as_globs(ignore, "ignore")
     plan = plan_blocks(model, sparsity, ignore, blocks)
     at = None if device is None else usable_device(device)
     check_method(method, plan)
+    if update is not None:
+        check_unshared(plan)
     _check_options(model, plan, swap, tokens, at)
     report = PruneReport(versions=versions())
     report.block_weights = sum(p.numel() for block in plan for p in block.module.parameters())
@@ -80,6 +94,7 @@ def prune_model(
         "calib": calib if isinstance(calib, str) else type(calib).__name__,
         "sparsity": spec_text(sparsity),
         "method": repr(method),
+        "update": None if update is None else repr(update),
         "nsamples": nsamples,
         "seqlen": seqlen,
         "seed": seed,
@@ -89,6 +104,7 @@ def prune_model(
         "swap": swap,
         "tokens": list(tokens),
     }
+    method = with_update(method, update)
     with _reported(report, model, at):
         batches = None
         if method.reads != "nothing" or has_owl(plan):
@@ -123,29 +139,46 @@ def _prune_blocks(
     blocks = [(block.name, block.module) for block in plan]
     whole = [block.module for block in plan]
     with ExitStack() as stack:
-        walk = None
         if batches is not None and has_owl(plan):
             report.status = "capture"
             with walking(model, blocks, batches, at) as (dense, visit):
                 plan = resolve_owl(plan, dense, visit)
         copies = stack.enter_context(copies_to(whole, at))
+        walk: Walk | TwoStreams | None = None
         if batches is not None and method.reads != "nothing":
             report.status = "capture"
             with report.timed("capture"):
-                walk = stack.enter_context(closing(start_walk(model, blocks, batches, copies)))
+                if isinstance(method, Updated):
+                    walk = stack.enter_context(two_streams(model, blocks, batches, copies))
+                else:
+                    walk = stack.enter_context(started(model, blocks, batches, copies))
             report.runner = walk.runner
         visit = visits(whole, copies)
         last = max(i for i, block in enumerate(plan) if block.targets)
         for i, block in enumerate(tqdm(plan, "pruning", unit="block", disable=not progress)):
             report.status = block.name
-            modules = {name: linear.module for name, linear in block.targets.items()}
             with visit(i), report.timed("blocks"):
-                found = walk.statistics(i, modules, method.reads == "gram") if walk else None
-                with pruned_block(block, method, found) as lines:
-                    if walk and i < last:
-                        walk.advance(i)
+                lines = _pruned(block, i, method, walk, advance=i < last)
             report.linears += lines
             step()
+
+
+def _pruned(
+    block: PlannedBlock, index: int, method: Method, walk: Walk | TwoStreams | None, advance: bool
+) -> list[LinearReport]:
+    """Prunes the block and, with `advance`, lets what leaves it now enter the next one."""
+    targets = {name: linear.module for name, linear in block.targets.items()}
+    if isinstance(walk, TwoStreams):
+        with (
+            closing(walk.stages(index, targets, advance)) as stages,
+            pruned_block(block, method, stages) as lines,
+        ):
+            return lines
+    found = walk.statistics(index, targets, method.reads == "gram") if walk else None
+    with pruned_block(block, method, [dict.fromkeys(targets) if found is None else found]) as lines:
+        if walk and advance:
+            walk.advance(index)
+    return lines
 
 
 def _check_options(

@@ -10,7 +10,7 @@ import shlex
 from html import escape
 from pathlib import Path
 
-from wanda_ext.methods import METHODS, get_method, parse_sparsity
+from wanda_ext.methods import METHODS, UPDATES, get_method, get_update, parse_sparsity
 from wanda_ext.report.plots import heat_map, line_plot
 from wanda_ext.report.report import PruneReport
 from wanda_ext.report.tables import (
@@ -70,6 +70,8 @@ def html(report: PruneReport) -> str:
 def _summary(report: PruneReport) -> str:
     asked = report.arguments.get("sparsity", "?")
     method = report.arguments.get("method", "?")
+    update = report.arguments.get("update")
+    method = method if update is None else f"{method}, {update}"
     return f"{method} at {asked}: {report.status}" + f", {report.runner}" * bool(report.runner)
 
 
@@ -204,12 +206,14 @@ def reproduce_command(report: PruneReport) -> str:
     """The shell command, or why there is none: data or options that only Python can name."""
     asked = report.arguments
     methods = {repr(get_method(name)): name for name in METHODS}
+    updates = {repr(get_update(name)): name for name in UPDATES}
     missing = [
         f"{word}={asked.get(word)}"
         for word, named in (
             ("calib", _is_named(asked.get("calib"))),
             ("sparsity", _is_sparsity(asked.get("sparsity"))),
             ("method", asked.get("method") in methods),
+            ("update", asked.get("update") in (None, *updates)),
         )
         if not named
     ]
@@ -218,6 +222,8 @@ def reproduce_command(report: PruneReport) -> str:
     words = ["wanda-ext", "prune", asked["model"], "--out", report.saved.get("directory", "pruned")]
     words += ["--calib", asked["calib"], "--sparsity", asked["sparsity"]]
     words += ["--method", methods[asked["method"]]]
+    if asked.get("update") is not None:
+        words += ["--update", updates[asked["update"]]]
     for option in OPTIONS:
         if asked.get(option) is not None:
             words += [f"--{option.replace('_', '-')}", str(asked[option])]

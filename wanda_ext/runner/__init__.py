@@ -9,16 +9,19 @@ from __future__ import annotations
 
 from wanda_ext.runner.capture import PROBE_TOKENS, GlueError, hidden_of
 from wanda_ext.runner.inputs import BatchSums, kernel_device
-from wanda_ext.runner.lockstep import start_walk, walking
+from wanda_ext.runner.lockstep import started, walking
+from wanda_ext.runner.stages import TwoStreams, two_streams
 from wanda_ext.runner.walk import Walk
 
 __all__ = [
     "PROBE_TOKENS",
     "BatchSums",
     "GlueError",
+    "TwoStreams",
     "Walk",
     "hidden_of",
     "kernel_device",
-    "start_walk",
+    "started",
+    "two_streams",
     "walking",
 ]

@@ -126,13 +126,13 @@ class InputSums:
 
     def _see_linear(self, name: str, args: tuple[Any, ...]) -> None:
         x = args[0]
-        identity = (x.data_ptr(), x.shape, x.stride(), x.device, x._version)
+        identity = identity_of(x)
         for other, _, statistic in self._seen:
             if other == identity:
                 self._add(name, statistic)
                 return
         keep = self._keep_of(name, x.numel() // x.shape[-1])
-        statistic = self._summed(x, None if keep is None else keep.reshape(x.shape[:-1]))
+        statistic = statistic_of(x, keep, self._gram)
         self._seen.append((identity, x, statistic))
         self._add(name, statistic)
 
@@ -140,7 +140,7 @@ class InputSums:
         module = self._experts[name]
         keep = self._keep_of(name, tokens_read(module, args))
         for index, weight, rows in reads(module, args, None if keep is None else keep.flatten()):
-            self._add(f"{name}.{index}.{weight}", self._summed(rows, None))
+            self._add(f"{name}.{index}.{weight}", statistic_of(rows, None, self._gram))
 
     def _keep_of(self, name: str, tokens: int) -> Tensor | None:
         if self._keep is not None and self._keep.numel() != tokens:
@@ -153,17 +153,31 @@ class InputSums:
     def _add(self, name: str, part: InputStatistic) -> None:
         _add(self._batch, {name: part})
 
-    def _summed(self, x: Tensor, keep: Tensor | None) -> InputStatistic:
-        """Shapes: x [..., k]; keep [...] bool -> sumsq [k], gram [k, k]."""
-        at = x.to(kernel_device("input_sumsq_", x.device))
-        sumsq = torch.zeros(x.shape[-1], dtype=torch.float64, device=at.device)
-        ops.input_sumsq_(sumsq, at, None if keep is None else keep.to(at.device))
-        tokens = x.numel() // x.shape[-1] if keep is None else int(keep.sum())
-        if not self._gram:
-            return InputStatistic(sumsq, tokens)
-        rows = x.reshape(-1, x.shape[-1])
-        rows = rows if keep is None else rows[keep.flatten().to(rows.device)]
-        return InputStatistic(sumsq, tokens, gram=gram_of(rows))
+
+def statistic_of(x: Tensor, keep: Tensor | None, gram: bool) -> InputStatistic:
+    """Of one linear's inputs in one batch. keep: tokens to look at; gram: whether to sum x x^T.
+
+    Shapes: x [..., k]; keep, as many bool as tokens -> sumsq [k], gram [k, k].
+    """
+    at = x.to(kernel_device("input_sumsq_", x.device))
+    sumsq = torch.zeros(x.shape[-1], dtype=torch.float64, device=at.device)
+    keep = None if keep is None else keep.reshape(x.shape[:-1])
+    ops.input_sumsq_(sumsq, at, None if keep is None else keep.to(at.device))
+    tokens = x.numel() // x.shape[-1] if keep is None else int(keep.sum())
+    if not gram:
+        return InputStatistic(sumsq, tokens)
+    return InputStatistic(sumsq, tokens, gram=gram_of(kept_rows(x, keep)))
+
+
+def kept_rows(x: Tensor, keep: Tensor | None) -> Tensor:
+    """Shapes: x [..., k]; keep, as many bool as tokens -> [kept tokens, k]."""
+    rows = x.reshape(-1, x.shape[-1])
+    return rows if keep is None else rows[keep.flatten().to(rows.device)]
+
+
+def identity_of(x: Tensor) -> tuple[Any, ...]:
+    """The same for two tensors that live at one time if they are one and the same, unchanged."""
+    return x.data_ptr(), x.shape, x.stride(), x.device, x._version
 
 
 def _alone(batch: BatchSums | None) -> list[BatchSums]:

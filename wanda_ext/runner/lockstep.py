@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
-from queue import SimpleQueue
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from wanda_ext.calibration import Batch
 from wanda_ext.interrupt import step
 from wanda_ext.models import Block, Copies, Visit, copies_to, visits
-from wanda_ext.runner.capture import Call, GlueError, OrderError, Stop, forwards_replaced, hidden_of
+from wanda_ext.runner.capture import Call, GlueError, OrderError, forwards_replaced, hidden_of
+from wanda_ext.runner.held import HeldPass
 from wanda_ext.runner.walk import Walk, moved
 
 
@@ -41,6 +42,16 @@ def start_walk(
         return Lockstep(model, blocks, batches, copies, why=str(reason))
 
 
+def started(
+    model: nn.Module,
+    blocks: Sequence[Block],
+    batches: Sequence[Batch],
+    copies: Copies | None = None,
+) -> AbstractContextManager[Walk]:
+    """start_walk's walk, closed at the end."""
+    return closing(start_walk(model, blocks, batches, copies))
+
+
 @contextmanager
 def walking(
     model: nn.Module,
@@ -52,7 +63,7 @@ def walking(
     modules = [block for _, block in blocks]
     with (
         copies_to(modules, device) as copies,
-        closing(start_walk(model, blocks, batches, copies)) as walk,
+        started(model, blocks, batches, copies) as walk,
     ):
         yield walk, visits(modules, copies)
 
@@ -117,10 +128,10 @@ class Lockstep(Walk):
         if first is not None:
             self.hidden[j] = first
 
-    def _inputs(self) -> Iterator[Tensor]:
+    def inputs(self) -> Iterator[Tensor]:
         yield from list(self.hidden)
 
-    def _run(self, index: int, j: int, hidden: Tensor) -> Any:
+    def run(self, index: int, j: int, hidden: Tensor) -> Any:
         step()
         call = self._calls[j][index]
         if call is None:
@@ -139,56 +150,12 @@ class Lockstep(Walk):
             self._passes[j].end()
 
 
-class _Pass(threading.Thread):
-    """One batch's forward pass, which waits wherever it reaches a block."""
+class _Pass(HeldPass):
+    """One batch's forward pass, which waits wherever it reaches a block, for the block's output."""
 
     def __init__(self, model: nn.Module, batch: Batch) -> None:
-        super().__init__(name="wanda_ext batch", daemon=True)
-        self._model = model
-        self._batch = batch
-        self._device = torch.cuda.current_device() if torch.cuda.is_available() else None
-        self._outputs: SimpleQueue[Any] = SimpleQueue()  # of blocks; Stop ends the pass
-        self._arrivals: SimpleQueue[tuple[int, Call] | BaseException | None] = SimpleQueue()
-
-    def begin(self) -> tuple[int, Call] | None:
-        """Runs to the first block."""
-        self.start()
-        return self._arrival()
-
-    def go_on(self, out: Any) -> tuple[int, Call] | None:
-        """The block it waits at returns `out`; runs to the next one, or (None) to its end."""
-        self._outputs.put(out)
-        return self._arrival()
-
-    def end(self) -> None:
-        """Leaves the model where it is."""
-        self._outputs.put(Stop)
-        if self.is_alive():
-            self.join()
+        super().__init__(partial(model, **batch, use_cache=False))
 
     def reach(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Called inside the pass, in a block's place."""
-        self._arrivals.put((index, Call(args, kwargs)))
-        out = self._outputs.get()
-        if out is Stop:
-            raise Stop
-        return out
-
-    def run(self) -> None:
-        try:
-            if self._device is not None:
-                torch.cuda.set_device(self._device)  # it is a thread's own, as is the grad mode
-            with torch.no_grad():
-                self._model(**self._batch, use_cache=False)
-        except Stop:
-            pass
-        except BaseException as error:
-            self._arrivals.put(error)
-            return
-        self._arrivals.put(None)
-
-    def _arrival(self) -> tuple[int, Call] | None:
-        arrival = self._arrivals.get()
-        if isinstance(arrival, BaseException):
-            raise arrival
-        return arrival
+        return self.wait((index, Call(args, kwargs)))

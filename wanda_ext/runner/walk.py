@@ -80,9 +80,9 @@ class Walk:
             return {}
         kind = type(self.blocks[index])
         sums = InputSums(targets, self._share, gram)
-        for j, (hidden, keep) in enumerate(zip(self._inputs(), self.keep, strict=True)):
+        for j, (hidden, keep) in enumerate(zip(self.inputs(), self.keep, strict=True)):
             with sums.watching(keep, self._orders.get(kind, ())) as called:
-                self._run(index, j, hidden)
+                self.run(index, j, hidden)
             self._orders[kind] = called
         found = sums.result()
         self._check_idle(index, {name: targets[name] for name in targets if name not in found})
@@ -93,9 +93,9 @@ class Walk:
         linears = {n: t for n, t in targets.items() if not isinstance(t, ExpertSlice)}
         if not linears:
             return
-        for j, hidden in enumerate(self._inputs()):
+        for j, hidden in enumerate(self.inputs()):
             with reads_of(linears) as read:
-                self._run(index, j, hidden)
+                self.run(index, j, hidden)
             if read:
                 raise ValueError(
                     f"{self._names[index]}.{min(read)} is never called, but its weight is read: "
@@ -107,12 +107,19 @@ class Walk:
     @torch.no_grad()
     def advance(self, index: int) -> None:
         """Runs block `index` as it is now; `hidden` becomes what enters the next one."""
-        for j, hidden in enumerate(self._inputs()):
-            called = self._calls[j][index] is not None
-            out = self._run(index, j, hidden)
-            self._calls[j][index] = None
-            if called:
-                self._pass_on(index, j, out)
+        for j, hidden in enumerate(self.inputs()):
+            self.leave(index, j, self.run(index, j, hidden))
+
+    def leave(self, index: int, j: int, out: Any) -> None:
+        """Batch j goes on with what block `index` has returned for it; it is done there."""
+        called = self.calls(index, j)
+        self._calls[j][index] = None
+        if called:
+            self._pass_on(index, j, out)
+
+    def calls(self, index: int, j: int) -> bool:
+        """Whether the model calls block `index` for batch j; else it skips it."""
+        return self._calls[j][index] is not None
 
     @uncompiled
     def output(self, index: int, j: int) -> Tensor | None:
@@ -120,12 +127,12 @@ class Walk:
 
         Differentiable where gradients are on. `hidden` stays, so that it can be asked again.
         """
-        if self._calls[j][index] is None:
+        if not self.calls(index, j):
             return None
         hidden = self.hidden[j]
         if self._copies is not None:
             hidden = self._copies.bring(hidden)()
-        return hidden_of(self._names[index], self._run(index, j, hidden))
+        return hidden_of(self._names[index], self.run(index, j, hidden))
 
     def settle(self) -> None:
         """Waits until `hidden` has arrived."""
@@ -142,7 +149,7 @@ class Walk:
         else:
             self._copies.send((hidden, self.hidden[j]))
 
-    def _inputs(self) -> Iterator[Tensor]:
+    def inputs(self) -> Iterator[Tensor]:
         """The hidden states of one batch after the other; the next one is already on its way."""
         if self._copies is None:
             yield from self.hidden
@@ -154,7 +161,7 @@ class Walk:
                 arrive = self._copies.bring(self.hidden[following])
             yield hidden
 
-    def _run(self, index: int, j: int, hidden: Tensor) -> Any:
+    def run(self, index: int, j: int, hidden: Tensor) -> Any:
         """What block `index` returns for batch j; the hidden states where the model skips it."""
         step()
         call = self._calls[j][index]

@@ -8,7 +8,7 @@ A step whose file is missing or damaged is done again, and all that came after i
 from __future__ import annotations
 
 import sys
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +63,9 @@ class OnDisk:
                     return [] if published else done
         return done
 
-    def has_states(self, batches: int, block: int, progress: bool) -> bool:
+    def has_states(self, folders: Iterable[Path], batches: int, block: int, progress: bool) -> bool:
         """Whether the hidden states that enter a block are there and whole, of all batches."""
-        files = [state_file(self._journal.states, number, block) for number in range(batches)]
+        files = [state_file(one, number, block) for one in folders for number in range(batches)]
         with _bar(files, progress) as bar:
             for file in files:
                 at = sum_of(file)

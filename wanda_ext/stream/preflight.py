@@ -63,12 +63,14 @@ def needs_of(
     in_files: bool,
     ranks: int = 1,
     gram: bool = False,
+    update: bool = False,
 ) -> Needs:
     """What this process will need beside what it has now; `folder` holds what is written already.
 
     Memory: at the start the embeddings with the first block, later two blocks; and the hidden
-    states. gram: whether the method reads the inputs' gram matrices, too. Disk: the checkpoint,
-    and the states twice where they lie in files.
+    states. gram: whether the method reads the inputs' gram matrices, too; update: whether a dense
+    stream runs beside, and blocks are held on all batches. Disk: the checkpoint, and the states
+    twice where they lie in files.
     """
     made = [one.joined_bytes for one in skeleton.stored.values() if isinstance(one, Made)]
     sizes = {name: stored.nbytes for name, stored in skeleton.stored.items()}
@@ -87,10 +89,13 @@ def needs_of(
     if batches is not None:
         width = _hidden_bytes(skeleton)
         tokens = [batch["input_ids"].numel() for batch in batches]
-        states = sum(tokens) * width
+        states = sum(tokens) * width * (1 + update)
         memory += max(tokens) * width * ACTIVATIONS
         if gram:
             memory += max(_gram_bytes(block) for block in plan)
+        if update:
+            held = max(_held_bytes(block) for block in plan)
+            memory += sum(tokens) * (held + 2 * width) + max(_drift_bytes(block) for block in plan)
         if in_files:
             disk += 2 * states
         else:
@@ -135,6 +140,25 @@ def _gram_bytes(block: PlannedBlock) -> int:
     inputs, and three matrices in fp64 for the largest while it is factorised."""
     columns = [weight_shape(linear.module)[1] for linear in block.targets.values()]
     return sum(8 * k * k for k in columns) + 24 * max(columns, default=0) ** 2
+
+
+def _held_bytes(block: PlannedBlock) -> int:
+    """Of one token inside a block that is held: what its linears read in the dense stream, as if
+    none shared its inputs, and what the widest of them reads in the pruned one."""
+    read = [
+        weight_shape(linear.module)[1] * weight_of(linear.module).element_size()
+        for linear in block.targets.values()
+        if not linear.is_expert
+    ]
+    return sum(read) + max(read, default=0)
+
+
+def _drift_bytes(block: PlannedBlock) -> int:
+    """Of an update: drift, damped gram and factor of the widest linear, and six of its largest
+    weight, all in fp32."""
+    shapes = [weight_shape(linear.module) for linear in block.targets.values()]
+    widest = max((k for _, k in shapes), default=0)
+    return 12 * widest**2 + 24 * max((n * k for n, k in shapes), default=0)
 
 
 def _head_bytes(skeleton: Skeleton) -> int:

@@ -8,9 +8,10 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,11 +21,11 @@ from tqdm.auto import tqdm
 from wanda_ext.calibration import Batch
 from wanda_ext.files import sync_path, sync_tree
 from wanda_ext.interrupt import step
-from wanda_ext.methods import Method
+from wanda_ext.methods import Method, Updated
 from wanda_ext.models import Copies, ExpertSlice
 from wanda_ext.prune import PlannedBlock, pruned_block
 from wanda_ext.report import REPORT, LinearReport, PruneReport, note_saved, versions
-from wanda_ext.runner import Walk
+from wanda_ext.runner import TwoStreams, Walk
 from wanda_ext.stream.journal import ASKED, Journal
 from wanda_ext.stream.on_disk import COMPLETE, OnDisk, sums_of
 from wanda_ext.stream.preflight import check_alone, needs_of
@@ -74,6 +75,7 @@ class Run:
         needs = needs_of(
             self._skeleton, self._plan, self._batches, self._journal.home, self._packed,
             self._in_files, self._ranks.count, self._method.reads == "gram",
+            isinstance(self._method, Updated),
         )  # fmt: skip
         if progress:
             print(f"wanda_ext: {needs}", file=sys.stderr)
@@ -88,7 +90,7 @@ class Run:
             return done, len(done)
         if not self._in_files or not done or on_disk.forgot:
             return done, 0
-        whole = on_disk.has_states(len(self._batches or ()), len(done), progress)
+        whole = on_disk.has_states(self._folders(), len(self._batches or ()), len(done), progress)
         return done, len(done) if whole else 0
 
     def blocks(self, done: list[Entry], first: int, report: PruneReport, progress: bool) -> None:
@@ -115,7 +117,7 @@ class Run:
                     following = i + 1 < count
                     arriving = disk.submit(self._read, i + 1, done, copies) if following else None
                     if walk is not None and i < self._last:
-                        self._advance(i, walk, copies)
+                        self._advance(i, walk, copies, again=i < begun)
                     if i >= begun:
                         self._commit(i, lines, written)
                 step()
@@ -183,12 +185,28 @@ class Run:
         tensors |= self._skeleton.computed(block)
         return {name: copies.bring(tensor) for name, tensor in tensors.items()}
 
-    def _walk(self, first_run: int, copies: Copies | None) -> Walk:
+    def _walk(self, first_run: int, copies: Copies | None) -> Walk | TwoStreams:
         """Needs the first block for a few tokens, and what comes before it for all."""
+        assert self._batches is not None
+        if not isinstance(self._method, Updated):
+            return self._stream(first_run, copies, self._journal.states)
+        pruned, dense = (self._stream(first_run, copies, folder) for folder in self._folders())
+        return TwoStreams(pruned, dense, self._batches)
+
+    def _folders(self) -> list[Path]:
+        """Of the hidden states of each stream."""
+        states = self._journal.states
+        return [states, states / "dense"] if isinstance(self._method, Updated) else [states]
+
+    def _stream(self, first_run: int, copies: Copies | None, folder: Path) -> Walk:
+        """folder: of the hidden states, where they lie in files."""
         assert self._batches is not None
         names = [block.name for block in self._plan]
         numbers = self._ranks.own(range(len(self._batches)))
-        states = FileStates(self._journal.states, numbers, first_run) if self._in_files else None
+        states = None
+        if self._in_files:
+            folder.mkdir(exist_ok=True)
+            states = FileStates(folder, numbers, first_run)
         first = {name: arrive() for name, arrive in self._read(0, [], None).items()}
         skeleton = self._skeleton
         with skeleton.holding(first), skeleton.read_when_called(names):
@@ -201,20 +219,37 @@ class Run:
                 self._ranks.share if self._ranks.count > 1 else None,
             )
 
-    def _prune(self, index: int, walk: Walk | None) -> list[LinearReport]:
+    def _prune(self, index: int, walk: Walk | TwoStreams | None) -> list[LinearReport]:
         block = self._plan[index]
         modules = {name: linear.module for name, linear in block.targets.items()}
+        if isinstance(walk, TwoStreams):
+            with (
+                closing(walk.stages(index, modules, advance=index < self._last)) as streamed,
+                pruned_block(block, self._method, streamed) as lines,
+            ):
+                return lines
         gram = self._method.reads == "gram"
         found = None if walk is None else walk.statistics(index, modules, gram)
-        with pruned_block(block, self._method, found) as lines:
+        stages = [dict.fromkeys(modules) if found is None else found]
+        with pruned_block(block, self._method, stages) as lines:
             return lines
 
-    def _advance(self, index: int, walk: Walk, copies: Copies | None) -> None:
-        walk.advance(index)
+    def _advance(
+        self, index: int, walk: Walk | TwoStreams, copies: Copies | None, again: bool
+    ) -> None:
+        """again: an earlier run has pruned the block."""
+        if isinstance(walk, Walk):
+            walk.advance(index)
+        elif again:
+            walk.pruned.advance(index)
+            dense = {name: arrive() for name, arrive in self._read(index, [], copies).items()}
+            with self._skeleton.holding(dense):
+                walk.dense.advance(index)
         if copies is not None:
             copies.finish()
-        if isinstance(walk.hidden, FileStates):
-            walk.hidden.turn()
+        for one in (walk,) if isinstance(walk, Walk) else (walk.pruned, walk.dense):
+            if isinstance(one.hidden, FileStates):
+                one.hidden.turn()
 
     def _write(self, index: int, tensors: Mapping[str, Tensor]) -> Entry:
         kept = {name: t for name, t in tensors.items() if name in self._skeleton.stored}

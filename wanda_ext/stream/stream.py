@@ -18,9 +18,24 @@ import torch
 from wanda_ext.calibration import calibration_batches, read_by
 from wanda_ext.checkpoint import check_apart, check_links, open_checkpoint
 from wanda_ext.interrupt import held_back
-from wanda_ext.methods import Method, SparsitySpec, as_globs, get_method, spec_text
+from wanda_ext.methods import (
+    Corrected,
+    Method,
+    SparsitySpec,
+    as_globs,
+    get_method,
+    get_update,
+    spec_text,
+    with_update,
+)
 from wanda_ext.models import preserved, usable_device
-from wanda_ext.prune import PruneError, check_method, check_packable, has_owl, plan_blocks
+from wanda_ext.prune import (
+    PruneError,
+    check_method,
+    check_packable,
+    has_owl,
+    plan_blocks,
+)
 from wanda_ext.report import PruneReport, versions
 from wanda_ext.stopped import stopping
 from wanda_ext.stream.journal import Journal
@@ -37,6 +52,7 @@ def prune_checkpoint(
     sparsity: SparsitySpec = "2:4",
     *,
     method: str | Method = "wanda",
+    update: str | Corrected | None = None,
     tokenizer: Any = None,
     nsamples: int = 128,
     seqlen: int | None = None,
@@ -61,26 +77,28 @@ def prune_checkpoint(
     quantization_config and dtype.
 
     Takes the memory of two blocks, the embeddings, and the hidden states of the calibration data:
-    those lie in files beside `dst` with states="files". dtype: of the weights; default: as stored.
-    packed: pruned linears packed. tokenizer: default: the one in `src`. trust_remote_code: whether
-    code that came with the checkpoint, or with the tokenizer, may run, and goes along. The rest is
-    as in prune_model.
+    those lie in files beside `dst` with states="files". An update takes the states twice, and what
+    one block holds of all batches in memory. dtype: of the weights; default: as stored. packed:
+    pruned linears packed. tokenizer: default: the one in `src`. trust_remote_code: whether code
+    that came with the checkpoint, or with the tokenizer, may run, and goes along. The rest is as
+    in prune_model.
 
     A run that was stopped in any way, kill -9 included, is finished by the same call: its blocks
     are not pruned again, unless their files are missing or damaged: each is read once and its
     checksum compared. resume=False starts anew. Under torchrun the ranks share the batches, and
     all must see `src` and `dst`; the first one writes.
 
-    Raises ValueError before any work for what prune_model refuses, Owl, too little memory or disk,
-    an unfinished run that was asked something else, and a `dst` that holds other people's files or
-    that another run writes to; NamesError for a checkpoint or model that cannot be taken block by
-    block. What the checkpoint keeps in pieces (experts one by one) takes their size once more.
-    Raises PruneError where a block fails; `dst` appears whole or not at all.
+    Raises ValueError before any work for what prune_model refuses, Owl, an update under several
+    ranks, too little memory or disk, an unfinished run that was asked something else, and a `dst`
+    that holds other people's files or that another run writes to; NamesError for a checkpoint or
+    model that cannot be taken block by block. What the checkpoint keeps in pieces (experts one by
+    one) takes their size once more. Raises PruneError where a block fails; `dst` appears whole or
+    not at all.
     """
     if states not in ("memory", "files"):
         raise ValueError(f"states must be 'memory' or 'files', not {states!r}")
     check_apart(src, dst)
-    method = get_method(method)
+    method, update = get_method(method), get_update(update)
     checkpoint = open_checkpoint(src)
     check_links(checkpoint.folder)
     folder = str(checkpoint.folder)
@@ -104,6 +122,7 @@ def prune_checkpoint(
         "calib": calib if isinstance(calib, str) else type(calib).__name__,
         "sparsity": spec_text(sparsity),
         "method": repr(method),
+        "update": None if update is None else repr(update),
         "nsamples": nsamples,
         "seqlen": seqlen,
         "seed": seed,
@@ -114,6 +133,7 @@ def prune_checkpoint(
         "packed": packed,
         "states": states,
     }
+    method = with_update(method, update)
     batches = None
     if method.reads != "nothing":
         with preserved(skeleton.model), report.timed("calibration"):
@@ -128,6 +148,11 @@ def prune_checkpoint(
             )
     journal = Journal(Path(dst).resolve())
     with joined() as ranks, ExitStack() as held:
+        if update is not None and ranks.count > 1:
+            raise ValueError(
+                f"an update needs all batches in one process, and {ranks.count} share them: start "
+                "one, or leave update out"
+            )
         ranks.at_first(lambda: held.enter_context(journal.opened(resume)) and None)
         run = Run(skeleton, plan, method, batches, at, journal, ranks, packed, states == "files")
         done, first = ranks.at_first(lambda: run.begin(report.arguments, progress))
