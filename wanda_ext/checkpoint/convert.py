@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -23,14 +24,14 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from wanda_ext.checkpoint.architecture import named_class
-from wanda_ext.checkpoint.conversion import Conversion
-from wanda_ext.checkpoint.load import load_config
+from wanda_ext.checkpoint.conversion import Conversion, made_of
+from wanda_ext.checkpoint.load import lacking, load_config
 from wanda_ext.checkpoint.other_files import copy_other_files
 from wanda_ext.checkpoint.quantizer import WandaExtConfig
 from wanda_ext.checkpoint.reader import INDEX, Checkpoint, open_checkpoint
 from wanda_ext.checkpoint.save import PACKED, check_some_packed, stay_dense
 from wanda_ext.files import is_plain, new_directory
-from wanda_ext.packed import PackedLinear, pack
+from wanda_ext.packed import PackedLinear, pack, stored_linears
 
 # Index metadata: NAME.meta, and others of a packed linear -> its shard, if not NAME.weight's.
 PACKED_FILES = "wanda_ext_meta_files"
@@ -71,7 +72,8 @@ def convert(
     Returns name -> "packed", "dense" or why it stayed dense; its `left` names the files that were
     left, and why. Raises ValueError, before anything is written, for a checkpoint `open_checkpoint`
     refuses, one that is in that form already, one with nothing to pack, one whose config.json does
-    not agree with its model on what is transposed, and a `dst` that exists and is not ours.
+    not agree with its model on what is transposed, one that lacks tensors of its model or has them
+    in other shapes, and a `dst` that exists and is not ours.
     """
     if to not in ("dense", PACKED):
         raise ValueError(f'convert: to: expected "packed" or "dense", got {to!r}')
@@ -80,6 +82,7 @@ def convert(
         raise ValueError(f"convert: {src} is {to} already")
     check_apart(src, dst)
     model = _skeleton(checkpoint, trust_remote_code)
+    _check_whole(checkpoint, model)
     conversion = (_to_packed if to == PACKED else _to_dense)(checkpoint, model)
     with new_directory(dst) as folder:
         _write(checkpoint, conversion, folder)
@@ -87,6 +90,49 @@ def convert(
         done = {*checkpoint.files().values(), INDEX}
         outcome.left = copy_other_files(checkpoint.folder, folder, trust_remote_code, done)
     return outcome
+
+
+def _check_whole(checkpoint: Checkpoint, model: nn.Module) -> None:
+    """Raises ValueError where a tensor of the model is not stored, or in another shape."""
+    kind, packed = type(model).__name__, checkpoint.packed_linears()
+    apart = {f"{name}.{short}" for name, of in packed.items() for short in of.TENSORS}
+    dense = {name: one for name, one in checkpoint.stored().items() if name not in apart}
+    tensors: dict[str, Tensor] = model.state_dict(keep_vars=True)
+    here: dict[str, tuple[int, ...]] = {}
+    for group in Conversion(model, dense).groups:
+        try:
+            made = made_of(model, group, {name: dense[name] for _, name in group.parts})
+        except Exception as error:
+            raise ValueError(
+                f"convert: {checkpoint.folder}: transformers cannot make {group.first} of "
+                f"{', '.join(group.names)} ({error}); copy or download it again"
+            ) from error
+        here |= {name: tuple(one.shape) for name, one in made.items()}
+    for group in Conversion(model, (f"{name}.weight" for name in packed)).groups:
+        name, base = (one.removesuffix(".weight") for one in (group.first, group.names[0]))
+        of, stored = packed[base], stored_linears(checkpoint.headers, packed[base])[base]
+        empty = of.shaped_like(model.get_submodule(name), **of.options(stored))
+        for short, one in empty.tensors().items():
+            if tuple(one.shape) != tuple(stored[short].shape):
+                raise ValueError(
+                    f"convert: {checkpoint.folder}: {base} is packed as another shape than {kind} "
+                    f"has; copy or download it again"
+                )
+        here[group.first] = tuple(tensors[group.first].shape)
+    owners: dict[int, list[str]] = {}
+    for name, tensor in tensors.items():
+        owners.setdefault(id(tensor), []).append(name)
+    computed = list(getattr(model, "_keys_to_ignore_on_load_missing", None) or ())
+    absent = [names[0] for names in owners.values() if not here.keys() & set(names)]
+    absent = [name for name in absent if not any(re.search(p, name) for p in computed)]
+    if absent:
+        raise lacking(f"convert: {checkpoint.folder}", kind, absent)
+    for name, shape in here.items():
+        if shape != tuple(tensors[name].shape):
+            raise ValueError(
+                f"convert: {checkpoint.folder}: {name} is stored as {list(shape)}, and {kind} has "
+                f"{list(tensors[name].shape)}; copy or download it again"
+            )
 
 
 def check_apart(src: str | os.PathLike[str], dst: str | os.PathLike[str]) -> None:

@@ -69,18 +69,30 @@ def load_pretrained(
 def load_config(
     name: str | os.PathLike[str], *, trust_remote_code: bool = False, **options: Any
 ) -> Any:
-    """What `AutoConfig.from_pretrained` gives; code as in load_pretrained."""
+    """What `AutoConfig.from_pretrained` gives; code as in load_pretrained.
+
+    Raises ValueError, in one line, for values that transformers' own checks refuse.
+    """
     import transformers
 
     auto = transformers.AutoConfig
-    return auto.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
+    with _checks_of(name):
+        config = auto.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
+    entry = getattr(config, "quantization_config", None)
+    if not (entry is None or isinstance(entry, dict) or hasattr(entry, "to_dict")):
+        raise ValueError(
+            f"{name}: config.json: quantization_config is {entry!r}; expected a mapping, or none"
+        )
+    return config
 
 
 def load_tokenizer(name: str | os.PathLike[str], *, trust_remote_code: bool = False) -> Any:
-    """What `AutoTokenizer.from_pretrained` gives; code as in load_pretrained."""
+    """What `AutoTokenizer.from_pretrained` gives; code and errors as in load_config."""
     import transformers
 
-    return transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+    auto = transformers.AutoTokenizer
+    with _checks_of(name):
+        return auto.from_pretrained(name, trust_remote_code=trust_remote_code)
 
 
 def lacking(
@@ -107,6 +119,18 @@ def _adapter_config(name: str | os.PathLike[str]) -> dict[str, Any]:
 
     path = find_adapter_config_file(os.fspath(name)) if is_peft_available() else None
     return {} if path is None else dict(json.loads(Path(path).read_text(encoding="utf-8")))
+
+
+@contextmanager
+def _checks_of(name: str | os.PathLike[str]) -> Iterator[None]:
+    """transformers' checks of what a directory says of its model raise errors of many kinds."""
+    try:
+        yield
+    except (OSError, ValueError, ImportError):
+        raise
+    except Exception as error:
+        told = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{name}: its config.json is not one of a model: {told}") from error
 
 
 @contextmanager

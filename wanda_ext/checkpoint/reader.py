@@ -84,6 +84,10 @@ def open_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
         raise ValueError(f"{folder}: no such directory; expected a downloaded checkpoint")
     config = _read_json(folder, "config.json")
     entry = config.get("quantization_config")
+    if entry is not None and not isinstance(entry, dict):
+        raise ValueError(
+            f"{folder}: config.json: quantization_config is {entry!r}; expected a mapping, or none"
+        )
     if entry is not None and entry.get("quant_method") != QUANT_METHOD:
         raise ValueError(
             f"{folder}: quantized by {entry.get('quant_method')!r}; expected a dense checkpoint or "
