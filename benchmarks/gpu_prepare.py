@@ -43,20 +43,20 @@ def prepare(python: str, archs: str, out: Path, build: Path | None = None) -> di
     cmake = shutil.which("cmake")
     if cmake is None:
         raise PrepareError("cmake is not found; `pip install cmake ninja`")
-    environ = toolchain(archs)
+    environ, built_from = toolchain(archs), commit()  # before the sources change meanwhile
     out.mkdir(parents=True, exist_ok=True)
     try:
         with tempfile.TemporaryDirectory() as scratch:
             wheel = build_wheel(interpreter, out, Path(scratch), environ)
             cmake_build = build or Path(scratch) / "cmake"
             build_programs(cmake, archs, out / "programs", cmake_build, environ)
-        return fill(out, wheel, interpreter, archs)
+        return fill(out, wheel, interpreter, archs, built_from)
     except BaseException:
         shutil.rmtree(out)  # a part of it is of no use, and would be in the way
         raise
 
 
-def fill(out: Path, wheel: Path, interpreter: str, archs: str) -> dict[str, Any]:
+def fill(out: Path, wheel: Path, interpreter: str, archs: str, built_from: str) -> dict[str, Any]:
     """All but the wheel and the programs, which are there; what prepared.json says."""
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(out / "site")
@@ -68,7 +68,7 @@ def fill(out: Path, wheel: Path, interpreter: str, archs: str) -> dict[str, Any]
     # Here, so that a run writes nothing into the folder; by hash, for times change when it travels.
     run(interpreter, "-m", "compileall", "-q", "--invalidation-mode", "checked-hash", str(out))
     about = {
-        "commit": commit(),
+        "commit": built_from,
         "python": ask(interpreter, "'%d.%d' % sys.version_info[:2]"),
         "machine": platform.machine(),
         "archs": archs,

@@ -317,10 +317,10 @@ def test_what_is_carried(tmp_path, monkeypatch):
         archive.writestr("wanda_ext/__init__.py", "")
     out = tmp_path / "out"
     out.mkdir()
-    told = gpu_prepare.fill(out, wheel, sys.executable, "90")
+    told = gpu_prepare.fill(out, wheel, sys.executable, "90", "abc")
     about = gpu_check.read_prepared(out)
     assert about == {key: value for key, value in told.items() if key != "bytes"}
-    assert about["archs"] == "90" and about["commit"].startswith(gpu_prepare.commit()[:7])
+    assert about["archs"] == "90" and about["commit"] == "abc"
     for name in (
         "benchmarks/gpu_check.py",
         "python_tests/test_gpu.py",
@@ -329,7 +329,7 @@ def test_what_is_carried(tmp_path, monkeypatch):
         assert (out / name).exists()
     monkeypatch.setattr(gpu_prepare, "MOST_BYTES", 1 << 10)
     with pytest.raises(gpu_prepare.PrepareError, match=r"holds \d+ MiB, over 0; ask for fewer"):
-        gpu_prepare.fill(tmp_path / "again", wheel, sys.executable, "90")
+        gpu_prepare.fill(tmp_path / "again", wheel, sys.executable, "90", "abc")
 
 
 def test_a_python_by_its_version(tmp_path, monkeypatch):
