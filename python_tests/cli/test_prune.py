@@ -39,6 +39,17 @@ def test_directories_are_pruned_block_by_block(
         assert torch.equal(parameter, expected[name]), name
 
 
+def test_the_update_is_the_same_block_by_block_and_in_memory(saved: Path, tmp_path: Path) -> None:
+    for name, words in (("files", ()), ("memory", ("--in-memory",)), ("plain", None)):
+        update = () if words is None else ("--update", "corrected", *words)
+        assert prune(saved, tmp_path / name, *update) == 0
+    files, memory, plain = (weights(tmp_path / name) for name in ("files", "memory", "plain"))
+    assert all(torch.equal(tensor, memory[name]) for name, tensor in files.items())
+    assert not all(torch.equal(tensor, plain[name]) for name, tensor in files.items())
+    told = PruneReport.load(tmp_path / "files" / "report.json").arguments["update"]
+    assert told == repr(wanda_ext.Corrected())
+
+
 def test_what_cannot_go_block_by_block_goes_in_memory(
     saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

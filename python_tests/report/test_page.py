@@ -17,10 +17,12 @@ from streamed import tensors_of
 from tiny_models import tiny_tokenizer
 
 from wanda_ext.cli.main import _parser
+from wanda_ext.methods import Corrected
 from wanda_ext.packed.formats import FORMATS
 from wanda_ext.report import page
 from wanda_ext.report.page import load_command, measure_command, reproduce_command
 from wanda_ext.report.report import PruneReport
+from wanda_ext.report.saved import note_saved
 
 
 class Text(HTMLParser):
@@ -100,7 +102,7 @@ def test_saving_enters_what_was_written(tmp_path: Path):
     report = small_report()
     config = {"modules": [report.linears[0].name], "bitmap": {report.linears[1].name: 7}}
     (tmp_path / "config.json").write_text(json.dumps({"quantization_config": config}))
-    page.note_saved(report, tmp_path, Path("final name"), packed=True)
+    note_saved(report, tmp_path, Path("final name"), packed=True)
     n, k = report.linears[0].shape
     assert [line.stored for line in report.linears[:3]] == ["2:4", "bitmap", ""]
     assert report.linears[0].stored_bytes == n * k // 2 * 2 + n * k // 8
@@ -148,13 +150,22 @@ def test_commands_are_those_of_the_command_line():
     assert (asked.gate, asked.fallback, asked.repair) == (1.1, True, True)
     assert asked.packed and asked.ignore == ["*.a b"]
     assert shlex.split(measure_command(report))[:3] == ["wanda-ext", "eval", NASTY]
+    assert asked.update is None
+    report.arguments["update"] = repr(Corrected())
+    again = _parser().parse_args(shlex.split(reproduce_command(report))[1:])
+    assert again.update == "corrected"
     compile(load_command(report), "load", "exec")
     assert "import wanda_ext" in load_command(report) and "'out dir'" in load_command(report)
 
 
 @pytest.mark.parametrize(
     ("word", "value"),
-    [("calib", "Tensor"), ("sparsity", "*.q: 2:4"), ("method", "Magnitude(scope='row')")],
+    [
+        ("calib", "Tensor"),
+        ("sparsity", "*.q: 2:4"),
+        ("method", "Magnitude(scope='row')"),
+        ("update", "Corrected(ridge=1)"),
+    ],
 )
 def test_what_no_command_can_name_is_told(word, value):
     report = small_report()
