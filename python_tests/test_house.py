@@ -34,7 +34,6 @@ TESTS = "python_tests/**/test_*.py"
 TEXT = {".py", ".cpp", ".cu", ".h", ".md", ".toml", ".txt", ".in", ".yaml", ".json", ""}
 TESTED_WITH = {  # modules whose tests are in another's file
     "finetune/lora_layers": "finetune/adapters",
-    "cli/arguments": "cli/main",
     "cli/demo_model": "cli/demo",
     "methods/magnitude": "methods/methods",
     "methods/method": "methods/methods",
