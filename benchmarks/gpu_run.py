@@ -196,6 +196,7 @@ class _Running:
             text=True,
             errors="replace",
             start_new_session=True,
+            preexec_fn=_hear_interrupts,
         )
         reader = threading.Thread(target=self._read, args=(process, command), daemon=True)
         reader.start()
@@ -272,6 +273,11 @@ def own_places(scratch: Path) -> dict[str, str]:
     names += ("TORCHINDUCTOR_CACHE_DIR", "HF_HOME")
     python = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1"}
     return {**dict.fromkeys(names, str(scratch)), **python}
+
+
+def _hear_interrupts() -> None:
+    """A run that was started in the background ignores SIGINT, and so would what it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _signal(process: subprocess.Popen[str], number: signal.Signals) -> None:

@@ -16,6 +16,12 @@ from wanda_ext.runner.eager import reads_of, uncompiled
 QUIET = {"swap": False, "progress": False}
 
 
+@pytest.fixture(autouse=True)
+def nothing_compiled_yet() -> None:
+    """Else what other tests have compiled of the same classes counts towards dynamo's limit."""
+    torch.compiler.reset()
+
+
 def each_block(model: nn.Module) -> None:
     for block in model.model.layers:
         block.compile(backend="eager")
