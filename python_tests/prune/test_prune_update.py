@@ -143,6 +143,17 @@ def test_experts_keep_their_own_target_and_the_report_says_so():
         assert told == ("experts" in line.name), line
 
 
+@pytest.mark.parametrize("row", ["gemma3n", "gemma4", "gpt_oss", "qwen3_next", "rwkv"])
+def test_odd_families(row):
+    model = families.build(row) or families.build(row, "eager")
+    report = prune_model(model, token_ids(4, 24), "50%", update="corrected", **QUIET)
+    verify(model, report).raise_if_bad()
+    noted = {line.name for line in report.pruned if line.note}
+    assert len(noted) < len(report.pruned)
+    if row == "rwkv":
+        assert report.runner.startswith("in lock-step")
+
+
 # --- Refusals and stops ---------------------------------------------------------------------------
 
 
