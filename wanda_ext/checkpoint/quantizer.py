@@ -126,6 +126,7 @@ class WandaExtQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(
         self, model: nn.Module, checkpoint_files: Sequence[str] | None = None, **_: Any
     ) -> None:
+        _refuse_missing(model)
         modules = dict(model.named_modules())
         if checkpoint_files:  # None: from_pretrained was given a state_dict
             _check_inside(Path(str(model.name_or_path)), checkpoint_files)
@@ -141,7 +142,6 @@ class WandaExtQuantizer(HfQuantizer):
                 if here in modules:
                     _take_place(model, here, named_format(kind), options)
                     break
-        _refuse_missing(model)
 
     def get_state_dict_and_metadata(
         self, model: nn.Module
