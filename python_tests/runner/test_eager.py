@@ -10,7 +10,8 @@ import torch.nn.functional as F  # noqa: N812 - its usual name
 from tiny_models import assert_same_masks, changed, tiny_model, token_ids, weights_of
 from torch import nn
 
-from wanda_ext.prune import PruneError, prune_model
+from wanda_ext.prune import prune_model
+from wanda_ext.prune.commit import UNSEEN
 from wanda_ext.runner.eager import reads_of, uncompiled
 
 QUIET = {"swap": False, "progress": False}
@@ -125,20 +126,24 @@ def own_forward(linear: nn.Linear, x: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("read", [functional, product, halves, own_forward])
-def test_a_weight_that_is_read_without_its_linear_is_an_error(
-    read: Callable[[nn.Linear, torch.Tensor], torch.Tensor],
+@pytest.mark.parametrize("update", [None, "corrected"])
+def test_a_weight_that_is_read_without_its_linear_is_told_and_stays(
+    read: Callable[[nn.Linear, torch.Tensor], torch.Tensor], update: str | None
 ) -> None:
     model = tiny_model()
     model.model.layers[1].mlp = Direct(model.model.layers[1].mlp, read)
+    model.model.layers[1].idle = nn.Linear(4, 4)
     before = weights_of(model)
-    with pytest.raises(PruneError, match=r"layers\.1\.mlp\.gate_proj is never called, but .* read"):
-        prune_model(model, token_ids(), "2:4", **QUIET)
-    assert not any(".layers.1." in name or ".layers.2." in name for name in changed(model, before))
-    report = prune_model(model, token_ids(), "2:4", ignore="*.1.mlp.gate_proj", **QUIET)
-    assert len(report.pruned) == 20
+    report = prune_model(model, token_ids(), "2:4", update=update, **QUIET)
+    told = {line.name: line.status for line in report.linears if line.status != "pruned"}
+    assert told == {
+        "model.layers.1.mlp.gate_proj": UNSEEN,
+        "model.layers.1.idle": "never called",
+    }
+    assert not {f"{name}.weight" for name in told} & {*changed(model, before)}
 
 
-def test_a_scripted_block_is_an_error() -> None:
+def test_what_a_scripted_block_reads_is_seen() -> None:
     class Block(nn.Module):
         def __init__(self) -> None:
             super().__init__()

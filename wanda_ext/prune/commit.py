@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
@@ -17,6 +17,7 @@ from wanda_ext.prune.plan import PlannedBlock, PlannedLinear, targets_of
 from wanda_ext.report import LinearReport
 from wanda_ext.runner import kernel_device
 
+UNSEEN = "read without being called, so that its inputs are not seen"
 SCORED_AT_ONCE = 1 << 20  # weights, so that the temporary stays in the cache
 
 
@@ -34,13 +35,17 @@ class _Pruned:
 
 @contextmanager
 def pruned_block(
-    block: PlannedBlock, method: Method, stages: Iterable[Mapping[str, InputStatistic | None]]
+    block: PlannedBlock,
+    method: Method,
+    stages: Iterable[Mapping[str, InputStatistic | None]],
+    unseen: Container[str] = (),
 ) -> Iterator[list[LinearReport]]:
     """Prunes on entry and gives a report line for every linear; restores where the body raises.
 
     Each stage has the input statistics of some linears by name in the block, in running order (None
     where the method reads nothing); they are pruned before the next stage is asked for. A linear
-    that is in none was never called and stays. Raises ValueError, naming the linear, for NaN or
+    that is in none was never called and stays; `unseen` has, when the stages are done, those whose
+    weights are read all the same. Raises ValueError, naming the linear, for NaN or
     infinity in its weight or inputs, and for what the method refuses.
     """
     targets = block.targets
@@ -55,7 +60,8 @@ def pruned_block(
             }
             _check_scored(targets, now)
             pruned |= now
-        yield [_line(linear, pruned.get(name)) for name, linear in block.linears.items()]
+        idle = {name: UNSEEN if name in unseen else "never called" for name in block.linears}
+        yield [_line(one, pruned.get(name), idle[name]) for name, one in block.linears.items()]
     except BaseException:
         for name, copy in saved.items():
             weight_of(targets[name].module).copy_(copy)
@@ -130,7 +136,7 @@ def _synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _line(linear: PlannedLinear, pruned: _Pruned | None) -> LinearReport:
+def _line(linear: PlannedLinear, pruned: _Pruned | None, idle: str) -> LinearReport:
     weight = weight_of(linear.module)
     line = LinearReport(
         name=linear.name,
@@ -148,7 +154,7 @@ def _line(linear: PlannedLinear, pruned: _Pruned | None) -> LinearReport:
     else:
         zeros = int(weight.numel() - weight.count_nonzero())
         if linear.sparsity is not None:
-            line.status = "never called"
+            line.status = idle
     line.reached = zeros / line.weights
     return line
 

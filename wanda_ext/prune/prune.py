@@ -171,11 +171,12 @@ def _pruned(
     if isinstance(walk, TwoStreams):
         with (
             closing(walk.stages(index, targets, advance)) as stages,
-            pruned_block(block, method, stages) as lines,
+            pruned_block(block, method, stages, walk.pruned.unseen) as lines,
         ):
             return lines
     found = walk.statistics(index, targets, method.reads == "gram") if walk else None
-    with pruned_block(block, method, [dict.fromkeys(targets) if found is None else found]) as lines:
+    whole = [dict.fromkeys(targets) if found is None else found]
+    with pruned_block(block, method, whole, walk.unseen if walk else ()) as lines:
         if walk and advance:
             walk.advance(index)
     return lines

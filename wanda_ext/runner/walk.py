@@ -44,6 +44,7 @@ class Walk:
         batches that other processes run. Only the first block, and what runs before it, need their
         weights here.
         """
+        self.unseen: set[str] = set()  # of the linears that `statistics` was asked for last
         self._copies = copies
         self._share = share
         self.blocks = [block for _, block in blocks]
@@ -73,9 +74,10 @@ class Walk:
         """What enters the linears of block `index` over all batches, by name, in running order.
 
         `targets`: linears and slices of fused experts, by name in the block; one that is never
-        called is absent. gram: whether to sum x x^T too. Raises ValueError for a linear whose
-        weight is read though the linear is not called, so that its inputs are not seen.
+        called is absent, and in `unseen` if its weight is read all the same. gram: whether to sum
+        x x^T too.
         """
+        self.unseen.clear()
         if not targets:
             return {}
         kind = type(self.blocks[index])
@@ -85,23 +87,18 @@ class Walk:
                 self.run(index, j, hidden)
             self._orders[kind] = called
         found = sums.result()
-        self._check_idle(index, {name: targets[name] for name in targets if name not in found})
+        self._find_unseen(index, {name: targets[name] for name in targets if name not in found})
         return found
 
-    def _check_idle(self, index: int, targets: Mapping[str, Linear]) -> None:
-        """Whether what was never called is never read either; another pass, where there is any."""
+    def _find_unseen(self, index: int, targets: Mapping[str, Linear]) -> None:
+        """Runs batches again until all of these linears are read, by other ways than a call."""
         linears = {n: t for n, t in targets.items() if not isinstance(t, ExpertSlice)}
-        if not linears:
-            return
-        for j, hidden in enumerate(self.inputs()):
+        for j, hidden in enumerate(self.inputs() if linears else ()):
             with reads_of(linears) as read:
                 self.run(index, j, hidden)
-            if read:
-                raise ValueError(
-                    f"{self._names[index]}.{min(read)} is never called, but its weight is read: "
-                    "its inputs cannot be seen. Prune the model before it is scripted, or its "
-                    "linears are merged; or ignore it"
-                )
+            self.unseen |= read
+            if self.unseen >= linears.keys():
+                return
 
     @uncompiled
     @torch.no_grad()

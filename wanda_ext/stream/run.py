@@ -225,13 +225,14 @@ class Run:
         if isinstance(walk, TwoStreams):
             with (
                 closing(walk.stages(index, modules, advance=index < self._last)) as streamed,
-                pruned_block(block, self._method, streamed) as lines,
+                pruned_block(block, self._method, streamed, walk.pruned.unseen) as lines,
             ):
                 return lines
         gram = self._method.reads == "gram"
         found = None if walk is None else walk.statistics(index, modules, gram)
         stages = [dict.fromkeys(modules) if found is None else found]
-        with pruned_block(block, self._method, stages) as lines:
+        unseen = () if walk is None else walk.unseen
+        with pruned_block(block, self._method, stages, unseen) as lines:
             return lines
 
     def _advance(
