@@ -20,7 +20,7 @@ Status run(std::size_t shared_bytes, bool overlaps, int* out) {
 
 void test_no_image() {
   const std::string expected =
-      "linear_bitmap: A device of the tests has compute capability 7.5, and this build has no "
+      "linear_bitmap: the host has compute capability 7.5, and this build has no "
       "kernel for it, only for 8.0, 9.0; run `WANDA_EXT_CUDA_ARCHS=native pip install -v .` in the "
       "source tree";
   CHECK(simt::kDevices[2].major == 7);

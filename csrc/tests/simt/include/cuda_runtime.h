@@ -60,7 +60,7 @@ struct cudaDeviceProp {
 };
 inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int index) {
   const simt::Device& device = simt::kDevices[static_cast<std::size_t>(index)];
-  *properties = {"A device of the tests", device.major, device.minor, device.sms};
+  *properties = {"the host", device.major, device.minor, device.sms};
   return cudaSuccess;
 }
 
