@@ -92,8 +92,12 @@ def _write(file: Path, header: dict[str, Any], data: bytes) -> None:
     file.write_bytes(struct.pack("<Q", len(text)) + text + data)
 
 
-def _tensor(header: dict[str, Any], draw: random.Random) -> str:
-    return draw.choice(sorted(name for name in header if name != "__metadata__"))
+def _drawn(folder: Path, draw: random.Random) -> tuple[Path, dict[str, Any], bytes, str]:
+    """A file of weights, its header and data, and the name of one of its tensors."""
+    file = _weights(folder, draw)
+    header, data = _header(file)
+    name = draw.choice(sorted(name for name in header if name != "__metadata__"))
+    return file, header, data, name
 
 
 def _json(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -104,9 +108,7 @@ def _json(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 @spoil
 def rename_tensor(folder: Path, draw: random.Random) -> Mutant:
-    file = _weights(folder, draw)
-    header, data = _header(file)
-    name = _tensor(header, draw)
+    file, header, data, name = _drawn(folder, draw)
     other = name[:-3] + "xyz" if draw.random() < 0.5 else f"extra.{name}"
     _write(file, {(other if key == name else key): value for key, value in header.items()}, data)
     return Mutant(f"{name} is called {other}")
@@ -114,9 +116,7 @@ def rename_tensor(folder: Path, draw: random.Random) -> Mutant:
 
 @spoil
 def delete_tensor(folder: Path, draw: random.Random) -> Mutant:
-    file = _weights(folder, draw)
-    header, data = _header(file)
-    name = _tensor(header, draw)
+    file, header, data, name = _drawn(folder, draw)
     begin, end = header.pop(name)["data_offsets"]
     for value in header.values():
         if "data_offsets" in value and value["data_offsets"][0] >= end:
@@ -130,9 +130,7 @@ def delete_tensor(folder: Path, draw: random.Random) -> Mutant:
 
 @spoil
 def other_shape(folder: Path, draw: random.Random) -> Mutant:
-    file = _weights(folder, draw)
-    header, data = _header(file)
-    name = _tensor(header, draw)
+    file, header, data, name = _drawn(folder, draw)
     shape = header[name]["shape"]
     if len(shape) == 2 and shape[0] != shape[1] and draw.random() < 0.5:
         header[name]["shape"] = shape[::-1]
@@ -148,9 +146,7 @@ def other_shape(folder: Path, draw: random.Random) -> Mutant:
 
 @spoil
 def other_dtype(folder: Path, draw: random.Random) -> Mutant:
-    file = _weights(folder, draw)
-    header, data = _header(file)
-    name = _tensor(header, draw)
+    file, header, data, name = _drawn(folder, draw)
     was = header[name]["dtype"]
     same_size = {"F32": ["I32", "U32"], "I16": ["BF16", "U16"], "I32": ["F32"], "I64": ["F64"]}
     header[name]["dtype"] = draw.choice([*same_size.get(was, []), "F8_E4M3", "XX"])
@@ -160,9 +156,7 @@ def other_dtype(folder: Path, draw: random.Random) -> Mutant:
 
 @spoil
 def flip_data(folder: Path, draw: random.Random) -> Mutant:
-    file = _weights(folder, draw)
-    header, data = _header(file)
-    name = _tensor(header, draw)
+    file, header, data, name = _drawn(folder, draw)
     begin, end = header[name]["data_offsets"]
     at = draw.randrange(begin, end)
     data = data[:at] + bytes([data[at] ^ 1 << draw.randrange(8)]) + data[at + 1 :]

@@ -195,7 +195,7 @@ def test_ctrl_c_says_what_was_done(
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("wanda_ext.stream.run.pruned_block", interrupt)
+    monkeypatch.setattr("wanda_ext.stream.run.prune_block", interrupt)
     assert prune(saved, tmp_path / "out") == 130
     said = one_line(capsys)
     assert "interrupted, nothing was written; until then: " in said

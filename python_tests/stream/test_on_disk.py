@@ -68,9 +68,9 @@ def flip(path: Path) -> None:
 
 def remember_pruned(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     pruned: list[int] = []
-    plain = run.Run._prune
+    plain = run.prune_block
     monkeypatch.setattr(
-        run.Run, "_prune", lambda self, i, walk: (pruned.append(i), plain(self, i, walk))[1]
+        run, "prune_block", lambda block, i, *rest: (pruned.append(i), plain(block, i, *rest))[1]
     )
     return pruned
 

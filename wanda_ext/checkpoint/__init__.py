@@ -16,6 +16,8 @@ from wanda_ext.checkpoint.load import (
     load_config,
     load_pretrained,
     load_tokenizer,
+    misshapen,
+    shared_names,
     shown,
 )
 from wanda_ext.checkpoint.other_files import check_links, copy_other_files, told_left
@@ -60,11 +62,13 @@ __all__ = [
     "load_pretrained",
     "load_tokenizer",
     "made_of",
+    "misshapen",
     "model_class",
     "open_checkpoint",
     "pattern_of",
     "save_over",
     "save_pretrained",
+    "shared_names",
     "shown",
     "stay_dense",
     "swap_linears",

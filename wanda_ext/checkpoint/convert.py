@@ -25,7 +25,7 @@ from transformers.pytorch_utils import Conv1D
 
 from wanda_ext.checkpoint.architecture import named_class
 from wanda_ext.checkpoint.conversion import Conversion, made_of
-from wanda_ext.checkpoint.load import lacking, load_config
+from wanda_ext.checkpoint.load import lacking, load_config, misshapen, shared_names
 from wanda_ext.checkpoint.other_files import copy_other_files
 from wanda_ext.checkpoint.quantizer import WandaExtConfig
 from wanda_ext.checkpoint.reader import INDEX, Checkpoint, open_checkpoint
@@ -119,20 +119,15 @@ def _check_whole(checkpoint: Checkpoint, model: nn.Module) -> None:
                     f"has; copy or download it again"
                 )
         here[group.first] = tuple(tensors[group.first].shape)
-    owners: dict[int, list[str]] = {}
-    for name, tensor in tensors.items():
-        owners.setdefault(id(tensor), []).append(name)
     computed = list(getattr(model, "_keys_to_ignore_on_load_missing", None) or ())
-    absent = [names[0] for names in owners.values() if not here.keys() & set(names)]
+    absent = [names[0] for names in shared_names(tensors) if not here.keys() & set(names)]
     absent = [name for name in absent if not any(re.search(p, name) for p in computed)]
     if absent:
         raise lacking(f"convert: {checkpoint.folder}", kind, absent)
     for name, shape in here.items():
         if shape != tuple(tensors[name].shape):
-            raise ValueError(
-                f"convert: {checkpoint.folder}: {name} is stored as {list(shape)}, and {kind} has "
-                f"{list(tensors[name].shape)}; copy or download it again"
-            )
+            where = f"convert: {checkpoint.folder}"
+            raise misshapen(where, name, shape, kind, tensors[name].shape)
 
 
 def check_apart(src: str | os.PathLike[str], dst: str | os.PathLike[str]) -> None:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from wanda_ext.checkpoint.architecture import model_class
 
@@ -59,10 +61,7 @@ def load_pretrained(
         raise lacking(name, kind, found["missing_keys"], unexpected)
     if found["mismatched_keys"]:
         tensor, stored, here = min(found["mismatched_keys"])
-        raise KeysError(
-            f"{name}: {tensor} is stored as {list(stored)}, and {kind} has {list(here)}; copy or "
-            "download it again"
-        )
+        raise misshapen(name, tensor, stored, kind, here)
     return model, unexpected
 
 
@@ -105,6 +104,24 @@ def lacking(
     if odd:
         told += f"it holds {len(odd)} that {kind} has no place for: {shown(odd)}; "
     return KeysError(f"{told}copy or download it again")
+
+
+def misshapen(
+    where: object, tensor: str, stored: Iterable[int], kind: str, here: Iterable[int]
+) -> KeysError:
+    """The error for a tensor of another shape than a model of class `kind` has."""
+    return KeysError(
+        f"{where}: {tensor} is stored as {list(stored)}, and {kind} has {list(here)}; copy or "
+        "download it again"
+    )
+
+
+def shared_names(tensors: Mapping[str, Tensor]) -> list[list[str]]:
+    """The names of each tensor of a model: several where modules share it."""
+    names: dict[int, list[str]] = {}
+    for name, tensor in tensors.items():
+        names.setdefault(id(tensor), []).append(name)
+    return list(names.values())
 
 
 def shown(names: list[str]) -> str:

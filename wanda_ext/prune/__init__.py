@@ -7,7 +7,7 @@ How weights are chosen is the business of `wanda_ext.methods`, how a block runs 
 
 from __future__ import annotations
 
-from wanda_ext.prune.commit import check_method, pruned_block
+from wanda_ext.prune.commit import check_method
 from wanda_ext.prune.owl import has_owl
 from wanda_ext.prune.plan import (
     PlannedBlock,
@@ -15,7 +15,7 @@ from wanda_ext.prune.plan import (
     check_packable,
     plan_blocks,
 )
-from wanda_ext.prune.prune import PruneError, prune_model
+from wanda_ext.prune.prune import PruneError, prune_block, prune_model
 from wanda_ext.prune.verify import verify
 
 __all__ = [
@@ -26,7 +26,7 @@ __all__ = [
     "check_packable",
     "has_owl",
     "plan_blocks",
+    "prune_block",
     "prune_model",
-    "pruned_block",
     "verify",
 ]

@@ -158,15 +158,18 @@ def _prune_blocks(
         for i, block in enumerate(tqdm(plan, "pruning", unit="block", disable=not progress)):
             report.status = block.name
             with visit(i), report.timed("blocks"):
-                lines = _pruned(block, i, method, walk, advance=i < last)
+                lines = prune_block(block, i, method, walk, advance=i < last)
             report.linears += lines
             step()
 
 
-def _pruned(
+def prune_block(
     block: PlannedBlock, index: int, method: Method, walk: Walk | TwoStreams | None, advance: bool
 ) -> list[LinearReport]:
-    """Prunes the block and, with `advance`, lets what leaves it now enter the next one."""
+    """Prunes block `index` of the walk (None: the method needs none); a report line a linear.
+
+    With `advance`, what leaves it now enters the next block.
+    """
     targets = {name: linear.module for name, linear in block.targets.items()}
     if isinstance(walk, TwoStreams):
         with (

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from wanda_ext.files import sync_path, sync_tree
 from wanda_ext.interrupt import step
 from wanda_ext.methods import Method, Updated
 from wanda_ext.models import Copies, ExpertSlice
-from wanda_ext.prune import PlannedBlock, pruned_block
+from wanda_ext.prune import PlannedBlock, prune_block
 from wanda_ext.report import REPORT, LinearReport, PruneReport, note_saved, versions
 from wanda_ext.runner import TwoStreams, Walk
 from wanda_ext.stream.journal import ASKED, Journal
@@ -110,7 +110,9 @@ class Run:
                 with self._skeleton.holding(tensors), report.timed("blocks"):
                     written: Future[Entry] | None = None
                     if i >= begun:
-                        lines = self._prune(i, walk)
+                        # A single walk advances below, while the block is written.
+                        advance = isinstance(walk, TwoStreams) and i < self._last
+                        lines = prune_block(self._plan[i], i, self._method, walk, advance)
                         report.linears += lines
                         if self._ranks.first:
                             written = disk.submit(self._write, i, tensors)
@@ -218,22 +220,6 @@ class Run:
                 states,
                 self._ranks.share if self._ranks.count > 1 else None,
             )
-
-    def _prune(self, index: int, walk: Walk | TwoStreams | None) -> list[LinearReport]:
-        block = self._plan[index]
-        modules = {name: linear.module for name, linear in block.targets.items()}
-        if isinstance(walk, TwoStreams):
-            with (
-                closing(walk.stages(index, modules, advance=index < self._last)) as streamed,
-                pruned_block(block, self._method, streamed, walk.pruned.unseen) as lines,
-            ):
-                return lines
-        gram = self._method.reads == "gram"
-        found = None if walk is None else walk.statistics(index, modules, gram)
-        stages = [dict.fromkeys(modules) if found is None else found]
-        unseen = () if walk is None else walk.unseen
-        with pruned_block(block, self._method, stages, unseen) as lines:
-            return lines
 
     def _advance(
         self, index: int, walk: Walk | TwoStreams, copies: Copies | None, again: bool

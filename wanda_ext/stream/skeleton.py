@@ -15,7 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wanda_ext.checkpoint import Checkpoint, Conversion, Group, Made, lacking, made_of
+from wanda_ext.checkpoint import (
+    Checkpoint,
+    Conversion,
+    Group,
+    Made,
+    lacking,
+    made_of,
+    misshapen,
+    shared_names,
+)
 from wanda_ext.files import Stored
 from wanda_ext.stream.meta_model import IN_MEMORY, NamesError, empty_model
 
@@ -206,23 +215,19 @@ class Skeleton:
                 ) from error
             here |= made
             self._made[group.first] = [*made]
-        groups: dict[int, list[str]] = {}
-        for name, tensor in self._tensors.items():
-            groups.setdefault(id(tensor), []).append(name)
+        groups = shared_names(self._tensors)
         found: dict[str, Stored | Made] = {}
-        absent = [names[0] for names in groups.values() if not here.keys() & set(names)]
+        absent = [names[0] for names in groups if not here.keys() & set(names)]
         if absent:
             raise lacking(self.folder, type(self.model).__name__, absent, unknown)
-        for names in groups.values():
+        for names in groups:
             present = [name for name in names if name in here]
             for other in present[1:]:
                 self._check_tied(present[0], here[present[0]], other, here[other])
             shape = tuple(self._tensors[names[0]].shape)
             if here[present[0]].shape != shape:
-                raise ValueError(
-                    f"{self.folder}: {present[0]} is stored as {list(here[present[0]].shape)}, and "
-                    f"the model of config.json has {list(shape)}; copy or download it again"
-                )
+                kind, stored = type(self.model).__name__, here[present[0]].shape
+                raise misshapen(self.folder, present[0], stored, kind, shape)
             found[names[0]] = here[present[0]]
         return found
 
