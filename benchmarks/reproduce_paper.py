@@ -56,7 +56,8 @@ def main(words: list[str] | None = None, rows: list[Row] = ROWS) -> int:
 def commands_of(row: Row, arguments: argparse.Namespace, pruned: str) -> list[list[str]]:
     """The words after `wanda-ext` of each command; `pruned` is the directory between them."""
     model = arguments.model or row.hub
-    seqlen, dtype = ["--seqlen", str(row.seqlen)], ["--dtype", row.dtype]
+    seqlen = ["--seqlen", str(row.seqlen), "--protocol", "paper"]
+    dtype = ["--dtype", row.dtype]
     device = ["--device", arguments.device] if arguments.device else []
     commands = []
     if row.method != "dense":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -81,12 +81,15 @@ def token_ids(samples: int = 8, length: int = 32, seed: int = 1) -> torch.Tensor
     return torch.randint(3, VOCAB, (samples, length), generator=generator)
 
 
-def tiny_tokenizer() -> Any:
-    """A character tokenizer of VOCAB tokens."""
+def tiny_tokenizer(bos: bool = False) -> Any:
+    """A character tokenizer of VOCAB tokens. bos: it puts one in front of every text."""
     letters = [chr(code) for code in range(32, 127)]
     vocab = {token: i for i, token in enumerate(["<s>", "</s>", "<pad>", "<unk>", *letters])}
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    if bos:
+        start = {"single": "<s> $A", "special_tokens": [("<s>", vocab["<s>"])]}
+        tokenizer.post_processor = processors.TemplateProcessing(**start)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
     )

@@ -49,7 +49,7 @@ def test_a_cut_batch_keeps_what_is_not_one_entry_a_sequence():
 # --- What cannot be used -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("calib", [3, None, {"a": 1}, [1, 2], ["text", 3], [[1, 2]]])
+@pytest.mark.parametrize("calib", [3, None, {"a": "b"}, [1, 2], ["text", 3], [[1, 2]]])
 def test_wrong_type(calib, tokenizer):
     with pytest.raises(TypeError, match="calib must be a list of texts"):
         calibration_batches(calib, tokenizer=tokenizer)

@@ -120,3 +120,17 @@ def test_what_is_not_finite_is_infinity():
     with torch.no_grad():
         model.lm_head.weight[5] = math.nan
     assert of(model, calibration_batches(token_ids(2))) == math.inf
+
+
+def test_windows_of_a_mixture_are_held_out_by_its_shares(tmp_path):
+    for letter in "ab":
+        words = (f"{letter}{i} " for i in range(2000))
+        (tmp_path / f"{letter}.txt").write_text("".join(words))
+    calib = {str(tmp_path / "a.txt"): 1, str(tmp_path / "b.txt"): 3}
+    options = {"tokenizer": tiny_tokenizer(bos=True), "seqlen": 32}
+    drawn = rows_of(calibration_batches(calib, nsamples=8, **options))
+    held = rows_of(held_out_batches(calib, 4, nsamples=8, **options))
+    decoded = [options["tokenizer"].decode(row) for row in held]
+    assert ["a" in text for text in decoded] == [True, False, False, False]
+    assert all(row[0] == options["tokenizer"].bos_token_id for row in held)
+    assert not any(row in drawn for row in held)

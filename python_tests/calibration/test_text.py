@@ -193,3 +193,67 @@ def test_no_tokenizer():
 def test_keyword_list_is_complete():
     for keyword in calibration_text.KEYWORDS:
         assert repr(keyword) in calibration_text.SOURCES
+
+
+# --- What a window starts with --------------------------------------------------------------------
+
+
+def test_windows_start_with_the_bos_where_the_tokenizer_puts_one(tokenizer):
+    plain, with_bos = tokenizer, tiny_tokenizer(bos=True)
+    got = ids_of(calibration_batches(TEXTS, tokenizer=with_bos, **WINDOWS))
+    body = ids_of(calibration_batches(TEXTS, tokenizer=plain, nsamples=6, seqlen=31))
+    assert got.shape == (6, 32)
+    assert (got[:, 0] == with_bos.bos_token_id).all()
+    assert torch.equal(got[:, 1:], body)  # one BOS a window, none inside
+    for one in (plain, with_bos):
+        paper = calibration_batches(TEXTS, tokenizer=one, protocol="paper", **WINDOWS)
+        assert torch.equal(
+            ids_of(paper), ids_of(calibration_batches(TEXTS, tokenizer=plain, **WINDOWS))
+        )
+
+
+def test_long_documents_have_one_bos(monkeypatch):
+    rows = datasets.Dataset.from_dict({"text": TEXTS})
+    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: rows.to_iterable_dataset())
+    tokenizer = tiny_tokenizer(bos=True)
+    bos = tokenizer.bos_token_id
+    ours = ids_of(calibration_batches("c4", tokenizer=tokenizer, **WINDOWS))
+    assert (ours[:, 0] == bos).all() and not (ours[:, 1:] == bos).any()
+    paper = ids_of(calibration_batches("c4", tokenizer=tokenizer, protocol="paper", **WINDOWS))
+    documents = [tokenizer(text)["input_ids"] for text in TEXTS]
+    for row in paper.tolist():  # of the encodings as the tokenizer makes them
+        assert any(row == d[i : i + 32] for d in documents for i in range(len(d) - 31))
+
+
+def test_ids_that_a_user_gives_are_never_changed():
+    tokenizer = tiny_tokenizer(bos=True)
+    ids = token_ids(6)
+    assert torch.equal(ids_of(calibration_batches(ids, tokenizer=tokenizer)), ids)
+    rows = datasets.Dataset.from_dict({"input_ids": [list(range(5, 45))] * 8})
+    got = ids_of(calibration_batches(rows, tokenizer=tokenizer, **WINDOWS))
+    assert not (got == tokenizer.bos_token_id).any()
+
+
+def test_a_protocol_or_length_that_cannot_be():
+    tokenizer = tiny_tokenizer(bos=True)
+    with pytest.raises(ValueError, match="protocol must be 'model' or 'paper', not 'gptq'"):
+        calibration_batches(token_ids(), protocol="gptq")
+    with pytest.raises(ValueError, match="seqlen=1 has no room for text beside the BOS"):
+        calibration_batches(TEXTS, tokenizer=tokenizer, nsamples=2, seqlen=1)
+
+
+def test_a_text_file_is_one_document_read_no_further_than_needed(tmp_path):
+    path = tmp_path / "t.txt"
+    path.write_text("a line of text\n" * 100_000)
+    seen = []
+
+    class Counting:
+        bos_token_id, eos_token_id = None, 1
+
+        def __call__(self, text, **options):
+            seen.append(len(text))
+            return {"input_ids": [2] * len(text)}
+
+    ids = ids_of(calibration_batches(str(path), tokenizer=Counting(), nsamples=6, seqlen=32))
+    assert sum(seen) <= 2 * calibration_text.PIECE
+    assert not (ids == 1).any()  # no end of a document inside of it

@@ -1,6 +1,6 @@
 """Damaged and hostile checkpoints: refused in one line, or taken for what they are; nothing else.
 
-A sample of the seeds runs always, all of them in `.ci/full`.
+A sample of the seeds runs always, each with one command; all of them, with all, in `.ci/full`.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ import pytest
 import torch
 import transformers
 from mutants import SPOILS, good, mutate
-from sample import sampled
+from sample import ALL, sampled
 
 import wanda_ext
 from wanda_ext import cli
 
-SEEDS = sampled(range(1000), 40)
+# What was once accepted: whole numbers for floats (140, 168), swapped shards (416), a bitmap of
+# another shape (729), architectures that is no list (730).
+SEEDS = sampled(range(1000), 40, always=(140, 168, 416, 729, 730))
 CALIB = ["--nsamples", "2", "--seqlen", "16", "--batch-size", "2"]
 
 Result = dict[str, torch.Tensor] | str  # what a command made: tensors by name, or what it printed
@@ -54,7 +56,8 @@ def run(*words: str) -> tuple[int, str]:
 
 def dense(folder: Path) -> dict[str, torch.Tensor]:
     """What the model computes with, unpacked."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+    auto = transformers.AutoModelForCausalLM
+    model = auto.from_pretrained(folder, dtype="auto", trust_remote_code=False)
     wanda_ext.unswap_linears(model)
     return dict(model.state_dict())
 
@@ -72,7 +75,7 @@ def load(src: Path, out: Path) -> Result | None:
         return None
     try:
         return dense(src)
-    except (ValueError, OSError, RuntimeError, TypeError):
+    except Exception:  # of transformers, before our part begins, of any kind
         return None
 
 
@@ -145,7 +148,7 @@ def test_a_mutant_is_refused_or_gives_what_it_is(
     shutil.copytree(source, src)
     mutant = mutate(src, seed)
     commands = [c for c in COMMANDS if not (is_packed(src.name) and "prune" in c.__name__)]
-    for command in draw.sample(commands, 1):
+    for command in draw.sample(commands, len(commands) if ALL else 1):
         what = f"{command.__name__} of {source.name}: {mutant.told}"
         key = command.__name__, source.name
         if key not in world.results:

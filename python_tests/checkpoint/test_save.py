@@ -129,7 +129,8 @@ def test_what_cannot_be_packed_says_why():
 def test_refuses_a_model_quantized_by_others():
     model = model_24("llama")
     model.is_quantized, model.quantization_method = True, "gptq"
-    with pytest.raises(ValueError, match=r"quantized \(gptq\)"):
+    model.model.layers[0].mlp.up_proj.register_buffer("scales", torch.ones(1))
+    with pytest.raises(ValueError, match=r"quantized \(gptq: model.layers.0.mlp.up_proj\)"):
         swap_linears(model)
 
 

@@ -59,6 +59,17 @@ def test_seqlen_and_dtype_are_taken(folder: Path) -> None:
     assert (found["seqlen"], found["dtype"]) == (16, "bfloat16")
 
 
+def test_windows_and_protocol_are_taken(folder: Path, capsys: Any) -> None:
+    words = ["--data", str(folder / "text.txt"), "--windows", "2", "--protocol", "paper"]
+    found = evaluated(folder, "dense", *words)["perplexity"]
+    assert (found["windows"], found["protocol"], found["starts_with"]) == (2, "paper", [])
+    told = capsys.readouterr()
+    assert "protocol   paper: windows of the text" in told.out
+    assert "evaluating: 100%" in told.err
+    assert cli.main(["eval", str(folder / "dense"), *words[:3], "0"]) == 1
+    assert "--windows: expected a number from 1 on, got 0" in capsys.readouterr().err
+
+
 def test_one_command_for_dense_masked_and_packed(folder: Path, capsys: Any) -> None:
     pytest.importorskip("lm_eval", reason="the extra [eval] is not installed")
     words = ["--tasks", "toy_choice,toy_text", "--task-path", str(folder / "tasks")]

@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers
 from command_line import one_line, prune, saved_model, weights
+from tiny_models import tiny_tokenizer
 
 import wanda_ext
 from wanda_ext import cli
@@ -48,6 +49,39 @@ def test_the_update_is_the_same_block_by_block_and_in_memory(saved: Path, tmp_pa
     assert not all(torch.equal(tensor, plain[name]) for name, tensor in files.items())
     told = PruneReport.load(tmp_path / "files" / "report.json").arguments["update"]
     assert told == repr(wanda_ext.Corrected())
+
+
+def test_windows_start_as_the_model_expects(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of several sources, in every part of a prune; and the printed command does the same."""
+    src = tmp_path / "src"
+    shutil.copytree(saved, src)
+    tiny_tokenizer(bos=True).save_pretrained(src)
+    text = saved.parent / "text.txt"
+    other = tmp_path / "a=b.txt"
+    other.write_text(text.read_text()[::-1])
+    words = ["--calib", f"{text}=3", "--calib", f"{other}=1", "--nsamples", "4", "--seqlen", "32"]
+
+    def pruned(name: str, *more: str) -> dict[str, Any]:
+        out = tmp_path / name
+        assert cli.main(["prune", str(src), "--out", str(out), *words, *more]) == 0
+        return {**PruneReport.load(out / "report.json").arguments, "weights": weights(out)}
+
+    model = pruned("model", "--in-memory", "--repair", "--gate", "100")
+    told = model["protocol"], model["calib"]
+    assert told == ("model", [[str(text), 3.0], [str(other), 1.0]])
+    paper = pruned("paper", "--protocol", "paper")
+    files = pruned("files")
+    assert paper["protocol"] == "paper"
+    alike = [torch.equal(t != 0, files["weights"][n] != 0) for n, t in paper["weights"].items()]
+    assert not all(alike)
+    command = reproduce_command(PruneReport.load(tmp_path / "paper" / "report.json"))
+    again = shlex.split(command)[1:]
+    again[again.index("--out") + 1] = str(tmp_path / "again")
+    assert cli.main(again) == 0
+    for name, tensor in weights(tmp_path / "again").items():
+        assert torch.equal(tensor, paper["weights"][name]), name
 
 
 def test_what_cannot_go_block_by_block_goes_in_memory(

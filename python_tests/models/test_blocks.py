@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from tiny_models import FAMILIES, changed, tiny_model, token_ids, weights_of
@@ -127,18 +125,12 @@ def test_not_a_module():
         check_prunable("facebook/opt-125m")
 
 
-@pytest.mark.parametrize("config", [{"quant_method": "x"}, SimpleNamespace(quant_method="x")])
-def test_quantized_config(config):
+def test_a_quantized_model():
     model = tiny_model()
-    model.config.quantization_config = config
-    with pytest.raises(ValueError, match=r"quantized \(x\): prune the original"):
-        check_prunable(model)
-
-
-def test_quantized_without_config():
-    model = tiny_model()
-    model.is_quantized = True
-    with pytest.raises(ValueError, match="the model is quantized"):
+    model.config.quantization_config = {"quant_method": "gptq"}
+    check_prunable(model)  # a label alone, see checkpoint/test_label.py
+    model.model.layers[1].mlp.up_proj.register_buffer("scales", torch.ones(1))
+    with pytest.raises(ValueError, match=r"quantized \(gptq: .*up_proj\): prune the original"):
         check_prunable(model)
 
 

@@ -135,5 +135,6 @@ def test_weights_are_checked_before_any_block():
         prune_model(model, token_ids(), 0.5, **QUIET)
     assert changed(model, before) == []
     model.config.quantization_config = {"quant_method": "gptq"}
-    with pytest.raises(ValueError, match=r"quantized \(gptq\)"):
+    model.model.layers[1].mlp.up_proj.register_buffer("scales", torch.ones(1))
+    with pytest.raises(ValueError, match=r"quantized \(gptq: .*up_proj\)"):
         prune_model(model, token_ids(), 0.5, **QUIET)

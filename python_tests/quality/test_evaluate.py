@@ -14,7 +14,7 @@ import torch
 import transformers
 from tiny_models import tiny_model, tiny_tokenizer
 
-from wanda_ext.quality.evaluate import evaluate_text, evaluation_text, perplexity
+from wanda_ext.quality.evaluate import EvaluationText, evaluate_text, evaluation_text, perplexity
 
 VOCABULARY, CONTEXT = 64, 32
 
@@ -196,3 +196,29 @@ def test_an_evaluation_tells_what_it_depends_on(tmp_path: Path) -> None:
         assert told in printed
     shorter = evaluate_text(model, tokenizer, evaluation_text(str(path)), 16)
     assert shorter.perplexity == perplexity(model, ids, 16) and shorter.windows > found.windows
+
+
+def test_windows_of_a_text_start_as_the_model_expects(tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text(" ".join(f"word{i}" for i in range(60)))
+    text = evaluation_text(str(path))
+    model, tokenizer = tiny_model(), tiny_tokenizer(bos=True)
+    ids = torch.tensor(tokenizer(text.text, add_special_tokens=False).input_ids)
+    body = [row for row in ids.split(31) if len(row) == 31]
+    read = torch.cat([torch.cat([torch.tensor([tokenizer.bos_token_id]), row]) for row in body])
+    found = evaluate_text(model, tokenizer, text, 32)
+    assert found.perplexity == perplexity(model, read, 32)
+    assert (found.windows, found.protocol, found.starts_with) == (len(body), "model", ["<s>"])
+    assert "every window starts with <s>" in str(found)
+    first = evaluate_text(model, tokenizer, text, 32, windows=2)
+    assert first.perplexity == perplexity(model, read[:64], 32) and first.windows == 2
+    paper = evaluate_text(model, tokenizer, text, 32, protocol="paper")
+    whole = torch.tensor(tokenizer(text.text).input_ids)
+    assert paper.perplexity == perplexity(model, whole, 32)
+    assert (paper.starts_with, paper.protocol) == ([], "paper")
+    with pytest.raises(ValueError, match="windows: expected a whole number from 1 on"):
+        evaluate_text(model, tokenizer, text, 32, windows=0)
+    with pytest.raises(ValueError, match="protocol must be 'model' or 'paper'"):
+        evaluate_text(model, tokenizer, text, 32, protocol="none")
+    with pytest.raises(ValueError, match="at least one window of seqlen=64 tokens, got 1"):
+        evaluate_text(model, tokenizer, EvaluationText("x", "x", "x", ""), 64)

@@ -145,7 +145,7 @@ def test_commands_are_those_of_the_command_line():
     words = shlex.split(reproduce_command(report))
     assert words[0] == "wanda-ext"
     asked = _parser().parse_args(words[1:])
-    assert (asked.model, asked.out, asked.calib) == (NASTY, "out dir", "builtin")
+    assert (asked.model, asked.out, asked.calib) == (NASTY, "out dir", [("builtin", 1.0)])
     assert (asked.sparsity, asked.method, asked.nsamples, asked.seed) == ("2:4", "wanda", 16, 3)
     assert (asked.gate, asked.fallback, asked.repair) == (1.1, True, True)
     assert asked.packed and asked.ignore == ["*.a b"]

@@ -7,12 +7,17 @@ from __future__ import annotations
 
 from wanda_ext.calibration.batches import MAX_SEQLEN, Batch, calibration_batches, read_by
 from wanda_ext.calibration.held_out import held_out_batches, perplexity_of
+from wanda_ext.calibration.mixture import calib_told
+from wanda_ext.calibration.text import Protocol, leading_ids
 
 __all__ = [
     "MAX_SEQLEN",
     "Batch",
+    "Protocol",
+    "calib_told",
     "calibration_batches",
     "held_out_batches",
+    "leading_ids",
     "perplexity_of",
     "read_by",
 ]

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from wanda_ext.calibration.text import text_windows
+from wanda_ext.calibration.mixture import shares_of, split
+from wanda_ext.calibration.text import Protocol, check_protocol, text_windows
 from wanda_ext.models import context_of, vocab_size_of
 
 Batch = dict[str, Tensor]
@@ -28,15 +29,20 @@ def calibration_batches(
     batch_size: int | None = None,
     context: int | None = None,
     vocab_size: int | None = None,
+    protocol: Protocol = "model",
     trust_remote_code: bool = False,
+    progress: bool = False,
 ) -> list[Batch]:
     """Batches for model(**batch), each with input_ids [batch, tokens] int64.
 
     Texts and datasets are cut into `nsamples` windows of `seqlen` tokens (default: min(2048,
     context)), drawn with `seed`: from "c4", as the original does, one random window of one long
-    document each; else from the documents joined by the end-of-text token. A DataLoader is read
-    until it has given `nsamples` sequences. Token tensors and lists of batches are used whole, and
-    batches keep their own size. An attention_mask [batch, tokens] keeps padding out of statistics.
+    document each; else from the documents joined by the end-of-text token. Several sources of text
+    share the windows: a mapping source -> share, or a list of (source, share) pairs. By
+    protocol="model" a window of text starts with the BOS where the tokenizer puts one; by "paper"
+    it never gets one. A DataLoader is read until it has given `nsamples` sequences. Token tensors
+    and lists of batches are used whole, and batches keep their own size; ids are never changed. An
+    attention_mask [batch, tokens] keeps padding out of statistics.
 
     `tokenizer` may be a directory or Hub id to load it from, whose code runs only with
     trust_remote_code. Default `batch_size`: 1024 tokens.
@@ -46,6 +52,7 @@ def calibration_batches(
     for name, value in (("nsamples", nsamples), ("seqlen", seqlen), ("batch_size", batch_size)):
         if value is not None and (not isinstance(value, int) or value < 1):
             raise ValueError(f"{name} must be a positive whole number, not {value!r}")
+    check_protocol(protocol)
     if not isinstance(seed, int):  # None would draw other windows every time
         raise ValueError(f"seed must be a whole number, not {seed!r}")
     if seqlen is not None and context is not None and seqlen > context:
@@ -61,7 +68,12 @@ def calibration_batches(
         batches = [_as_batch(batch) for batch in calib]
     else:
         window = seqlen or min(MAX_SEQLEN, context or MAX_SEQLEN)
-        rows = text_windows(calib, tokenizer, nsamples, window, seed, trust_remote_code)
+        given = (window, seed, protocol, trust_remote_code, progress)
+        rows = [
+            row
+            for source, count in split(shares_of(calib) or [(calib, 1.0)], nsamples)
+            for row in text_windows(source, tokenizer, count, *given)
+        ]
         batches = _split(torch.tensor(rows), batch_size)
     if not batches:
         raise ValueError("the calibration data holds no batch: pass at least one sequence")

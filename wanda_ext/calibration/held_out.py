@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from wanda_ext.calibration.batches import Batch, calibration_batches
+from wanda_ext.calibration.mixture import shares_of, split
 from wanda_ext.interrupt import step
 
 
@@ -34,14 +35,31 @@ def held_out_batches(
     taken out too. Token tensors, DataLoaders and lists of batches are used as they are: give others
     than the prune got.
 
-    options: tokenizer, seqlen, context and vocab_size, as in calibration_batches. Raises ValueError
-    where the source holds less than nsamples + windows windows.
+    options: tokenizer, seqlen, context, vocab_size and protocol, as in calibration_batches. Raises
+    ValueError where the source holds less than nsamples + windows windows.
     """
     if not isinstance(windows, int) or windows < 1:
         raise ValueError(f"windows must be a positive whole number, not {windows!r}")
     options["batch_size"] = batch_size
     if _is_tokens(calib):
         return calibration_batches(calib, nsamples=windows, seed=seed, **options)
+    mixed = shares_of(calib)
+    rows = [
+        row
+        for (source, count), (_, held) in zip(
+            split(mixed or [(calib, 1.0)], nsamples),
+            split(mixed or [(calib, 1.0)], windows),
+            strict=True,
+        )
+        for row in _held_out_rows(source, held, count, seed, options)
+    ]
+    return calibration_batches(torch.stack(rows), batch_size=batch_size)
+
+
+def _held_out_rows(
+    calib: Any, windows: int, nsamples: int, seed: int, options: Mapping[str, Any]
+) -> list[Tensor]:
+    """From one source."""
     drawn = _rows(calibration_batches(calib, nsamples=nsamples, seed=seed, **options))
     try:
         more = calibration_batches(calib, nsamples=nsamples + windows, seed=seed, **options)
@@ -55,8 +73,7 @@ def held_out_batches(
             f"has only {len(left)} others; pass more text, or fewer windows"
         )
     chosen = sorted(random.Random(seed).sample(range(len(left)), windows))
-    rows = torch.stack([left[i] for i in chosen])
-    return calibration_batches(rows, batch_size=batch_size)
+    return [left[i] for i in chosen]
 
 
 def perplexity_of(model: Any, batches: Sequence[Batch], device: torch.device | None) -> float:

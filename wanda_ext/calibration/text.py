@@ -1,17 +1,30 @@
-"""Windows of text: documents from files, datasets and the Hub, tokenized and cut to length."""
+"""Windows of text: documents from files, datasets and the Hub, tokenized and cut to length.
+
+Where a tokenizer puts a BOS by itself, its model was trained on text that starts with one, and
+reads text without it much worse. So every window starts with it (protocol "model"); the papers'
+code cuts the tokenized text as it comes (protocol "paper").
+"""
 
 from __future__ import annotations
 
 import itertools
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
+
+from tqdm.auto import tqdm
 
 from wanda_ext.checkpoint import load_tokenizer
 
+Protocol = Literal["model", "paper"]
+
 POOL = 4  # "concat" draws its windows from this many times as many
+PIECE = 1 << 16  # characters of a text file that are tokenized at a time
+SHOWN_AFTER = 2.0  # seconds: a bar for what takes longer
 TEXT_COLUMNS = ("text", "content", "document", "prompt")
 FILES = {".txt": "", ".jsonl": "json", ".parquet": "parquet"}
 KEYWORDS = ("builtin", "c4", "wikitext2")
@@ -28,39 +41,91 @@ def text_windows(
     nsamples: int,
     seqlen: int,
     seed: int,
+    protocol: Protocol = "model",
     trust_remote_code: bool = False,
+    progress: bool = False,
 ) -> list[list[int]]:
     """`nsamples` windows of `seqlen` token ids, drawn with `seed`; never padded.
 
-    From "c4", as the original does, one random window of one document longer than `seqlen` each;
-    else from the documents joined by the end-of-text token. Raises TypeError (not a source of
-    text) or ValueError (too little of it, a file or dataset that is not there, no tokenizer).
+    From "c4", as the original does, one random window of one document longer than a window each;
+    else from the documents joined by the end-of-text token. Protocol "model": the first id of a
+    window is the BOS, where the tokenizer puts one (see `leading_ids`); a dataset's own ids are
+    not changed. Raises TypeError (not a source of text) or ValueError (too little of it, a file or
+    dataset that is not there, no tokenizer).
     """
-    cut = _long_windows if isinstance(calib, str) and calib == "c4" else _concat_windows
-    documents = _documents(calib, tokenizer, seed, trust_remote_code)
-    return cut(documents, nsamples, seqlen, random.Random(seed))
+    documents = iter(_texts(calib, seed))
+    first = next(documents, None)
+    documents = itertools.chain([] if first is None else [first], documents)
+    lead: list[int] = []
+    long = isinstance(calib, str) and calib == "c4"
+    if first is not None and not _is_ids(first):
+        encode = _tokenizer(tokenizer, trust_remote_code)
+        lead = leading_ids(encode, protocol)
+        documents = _encoded(documents, encode, special=long and not lead)
+    body = seqlen - len(lead)
+    if body < 1:
+        raise ValueError(f"seqlen={seqlen} has no room for text beside the BOS: pass 2 or more")
+    needed = nsamples if long else POOL * nsamples * body
+    unit = "window" if long else "token"
+    with tqdm(
+        total=needed, desc="tokenizing", unit=unit, delay=SHOWN_AFTER, disable=not progress
+    ) as bar:
+        cut = _long_windows if long else _concat_windows
+        rows = cut(documents, nsamples, body, random.Random(seed), bar.update)
+    return [lead + row for row in rows]
+
+
+def leading_ids(tokenizer: Any, protocol: str) -> list[int]:
+    """The ids that start every window: [BOS] where the tokenizer puts one by itself, else none.
+
+    None by the protocol "paper".
+    """
+    check_protocol(protocol)
+    bos = getattr(tokenizer, "bos_token_id", None)
+    if protocol == "paper" or bos is None:
+        return []
+    first = list(tokenizer("a")["input_ids"][:1])
+    return first if first == [bos] else []
+
+
+def check_protocol(protocol: str) -> None:
+    """Raises ValueError for a word that is no protocol."""
+    if protocol not in get_args(Protocol):
+        raise ValueError(f"protocol must be 'model' or 'paper', not {protocol!r}")
 
 
 def _long_windows(
-    documents: Iterator[list[int]], nsamples: int, seqlen: int, rng: random.Random
+    documents: Iterator[Any],
+    nsamples: int,
+    seqlen: int,
+    rng: random.Random,
+    done: Callable[[int], Any],
 ) -> list[list[int]]:
     rows: list[list[int]] = []
-    for ids in documents:
+    for document in documents:
+        ids = [int(token) for token in document]
         if len(ids) > seqlen:
             start = rng.randint(0, len(ids) - seqlen - 1)
             rows.append(ids[start : start + seqlen])
+            done(1)
         if len(rows) == nsamples:
             return rows
     raise _too_little(len(rows), nsamples, seqlen)
 
 
 def _concat_windows(
-    documents: Iterator[list[int]], nsamples: int, seqlen: int, rng: random.Random
+    documents: Iterator[Any],
+    nsamples: int,
+    seqlen: int,
+    rng: random.Random,
+    done: Callable[[int], Any],
 ) -> list[list[int]]:
     """Non-overlapping windows, drawn from a bounded start of the text: a stream may be endless."""
     stream: list[int] = []
-    for ids in documents:
+    for document in documents:
+        ids = [int(token) for token in document]
         stream += ids
+        done(len(ids))
         if len(stream) >= POOL * nsamples * seqlen:
             break
     found = min(POOL * nsamples, len(stream) // seqlen)
@@ -77,22 +142,25 @@ def _too_little(found: int, nsamples: int, seqlen: int) -> ValueError:
     )
 
 
-def _documents(calib: Any, tokenizer: Any, seed: int, trust: bool) -> Iterator[list[int]]:
-    """Token ids document by document."""
-    encode: Callable[..., Any] | None = None
-    end: list[int] = []
-    for document in _texts(calib, seed):
-        if not isinstance(document, str):  # a dataset that is tokenized already
-            yield [int(token) for token in document]
-            continue
-        if encode is None:
-            encode = _tokenizer(tokenizer, trust)
-            eos = getattr(encode, "eos_token_id", None)
-            end = [] if eos is None else [eos]
-        # Of "c4" the original takes windows of encodings with their special tokens.
-        special = isinstance(calib, str) and calib == "c4"
-        ids = encode(document, add_special_tokens=special, verbose=False)["input_ids"]
-        yield list(ids) if special else [*ids, *end]
+def _is_ids(document: Any) -> bool:
+    """Whether a dataset's document is tokenized already; else it is text, or its pieces."""
+    return not isinstance(document, (str, _Pieces))
+
+
+def _encoded(
+    documents: Iterator[Any], encode: Callable[..., Any], special: bool
+) -> Iterator[list[int]]:
+    """Token ids document by document, a long one piece by piece.
+
+    special: as the tokenizer puts special tokens around a document by itself (of "c4" the original
+    takes windows of such encodings); else the end-of-text token follows each.
+    """
+    eos = getattr(encode, "eos_token_id", None)
+    end = [] if special or eos is None else [eos]
+    for document in documents:
+        for text in document.texts if isinstance(document, _Pieces) else [document]:
+            yield list(encode(text, add_special_tokens=special, verbose=False)["input_ids"])
+        yield end
 
 
 def _tokenizer(tokenizer: Any, trust: bool) -> Callable[..., Any]:
@@ -147,21 +215,39 @@ def _named_texts(name: str, seed: int) -> Iterator[Any]:
         yield from _column(_load(name, streaming=True))
 
 
+@dataclass(frozen=True)
+class _Pieces:
+    """A long document, in pieces that end with a line."""
+
+    texts: Iterable[str]
+
+
 def _file_texts(path: Path) -> Iterator[Any]:
     if path.suffix not in FILES:
         raise ValueError(
             f"calib={str(path)!r}: pass a {', '.join(FILES)} file, not {path.suffix!r}"
         )
-    try:
-        if path.suffix == ".txt":
-            with path.open(encoding="utf-8") as file:
-                while lines := file.readlines(1 << 20):  # a large file in pieces of a megabyte
-                    yield "".join(lines)
-        elif path.stat().st_size:
+    if path.suffix == ".txt":
+        yield _Pieces(_lines_of(path))
+        return
+    with _reading(path):
+        if path.stat().st_size:
             import datasets
 
             options = {"data_files": str(path), "split": "train", "streaming": True}
             yield from _column(datasets.load_dataset(FILES[path.suffix], **options))
+
+
+def _lines_of(path: Path) -> Iterator[str]:
+    with _reading(path), path.open(encoding="utf-8") as file:
+        while lines := file.readlines(PIECE):
+            yield "".join(lines)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ValueError) as error:
         raise ValueError(
             f"calib={str(path)!r} cannot be read as {path.suffix} ({error})"

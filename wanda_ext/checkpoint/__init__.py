@@ -10,6 +10,7 @@ from wanda_ext.checkpoint.architecture import empty_of, model_class
 from wanda_ext.checkpoint.conversion import Conversion, Group, Made, made_of
 from wanda_ext.checkpoint.convert import Converted, check_apart, convert, write_json
 from wanda_ext.checkpoint.inspection import follows, inspect_checkpoint, pattern_of
+from wanda_ext.checkpoint.label import quantized_by
 from wanda_ext.checkpoint.load import (
     KeysError,
     lacking,
@@ -17,6 +18,7 @@ from wanda_ext.checkpoint.load import (
     load_pretrained,
     load_tokenizer,
     misshapen,
+    mistyped,
     shared_names,
     shown,
 )
@@ -63,9 +65,11 @@ __all__ = [
     "load_tokenizer",
     "made_of",
     "misshapen",
+    "mistyped",
     "model_class",
     "open_checkpoint",
     "pattern_of",
+    "quantized_by",
     "save_over",
     "save_pretrained",
     "shared_names",

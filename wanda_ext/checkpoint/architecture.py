@@ -25,8 +25,9 @@ def model_class(config: Any) -> Any:
 
 def named_class(config: Any) -> Any:
     """The model class of transformers that config.architectures names; None: it has none."""
-    names = getattr(config, "architectures", None) or [None]
-    kind = getattr(transformers, names[0], None) if isinstance(names[0], str) else None
+    names = getattr(config, "architectures", None)
+    name = names[0] if isinstance(names, list) and names else None
+    kind = getattr(transformers, name, None) if isinstance(name, str) else None
     is_model = isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)
     return kind if is_model else None
 

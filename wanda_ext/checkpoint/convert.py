@@ -25,7 +25,7 @@ from transformers.pytorch_utils import Conv1D
 
 from wanda_ext.checkpoint.architecture import named_class
 from wanda_ext.checkpoint.conversion import Conversion, made_of
-from wanda_ext.checkpoint.load import lacking, load_config, misshapen, shared_names
+from wanda_ext.checkpoint.load import lacking, load_config, misshapen, mistyped, shared_names
 from wanda_ext.checkpoint.other_files import copy_other_files
 from wanda_ext.checkpoint.quantizer import WandaExtConfig
 from wanda_ext.checkpoint.reader import INDEX, Checkpoint, open_checkpoint
@@ -108,16 +108,24 @@ def _check_whole(checkpoint: Checkpoint, model: nn.Module) -> None:
                 f"{', '.join(group.names)} ({error}); copy or download it again"
             ) from error
         here |= {name: tuple(one.shape) for name, one in made.items()}
+        if tensors[group.first].is_floating_point():
+            for _, name in group.parts:
+                if not dense[name].stored.is_floating_point:
+                    raise mistyped(f"convert: {checkpoint.folder}", name, dense[name].stored)
     for group in Conversion(model, (f"{name}.weight" for name in packed)).groups:
         name, base = (one.removesuffix(".weight") for one in (group.first, group.names[0]))
         of, stored = packed[base], stored_linears(checkpoint.headers, packed[base])[base]
         empty = of.shaped_like(model.get_submodule(name), **of.options(stored))
-        for short, one in empty.tensors().items():
-            if tuple(one.shape) != tuple(stored[short].shape):
-                raise ValueError(
-                    f"convert: {checkpoint.folder}: {base} is packed as another shape than {kind} "
-                    f"has; copy or download it again"
-                )
+        shapes = {short: tuple(one.shape) for short, one in empty.tensors().items()}
+        alike = all(shape == tuple(stored[short].shape) for short, shape in shapes.items())
+        if "shape" in stored:  # padding hides it
+            own = [empty.out_features, empty.in_features]
+            alike &= checkpoint.read(f"{base}.shape").tolist() == own
+        if not alike:
+            raise ValueError(
+                f"convert: {checkpoint.folder}: {base} is packed as another shape than {kind} "
+                "has; copy or download it again"
+            )
         here[group.first] = tuple(tensors[group.first].shape)
     computed = list(getattr(model, "_keys_to_ignore_on_load_missing", None) or ())
     absent = [names[0] for names in shared_names(tensors) if not here.keys() & set(names)]
@@ -276,12 +284,10 @@ def _skeleton(checkpoint: Checkpoint, trust: bool) -> nn.Module:
     """The checkpoint's model without weights: which modules are linears, and which share."""
     config = load_config(checkpoint.folder, trust_remote_code=trust)
     kind = named_class(config)
-    named = (getattr(config, "architectures", None) or ["none"])[0]
-    own = [
-        auto
-        for auto, path in (checkpoint.config.get("auto_map") or {}).items()
-        if str(path).endswith(f".{named}")
-    ]
+    named = [*(getattr(config, "architectures", None) or ()), "none"][0]
+    code = checkpoint.config.get("auto_map")
+    code = code if isinstance(code, dict) else {}
+    own = [auto for auto, path in code.items() if str(path).endswith(f".{named}")]
     if kind is None and not (own and trust):
         code = "pass `trust_remote_code=True` to run the code that came with it, or " if own else ""
         raise ValueError(

@@ -14,11 +14,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from wanda_ext.checkpoint.architecture import model_class
+from wanda_ext.files import TensorHeader, read_headers
 
 SHOWN = 3  # names in a message
+WHOLE = ("BOOL", "I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64")  # numbers, in a header
 
 
 class KeysError(ValueError):
@@ -47,7 +51,7 @@ def load_pretrained(
             raise lacking(name, "its adapter", missing)
         return model, unexpected
     config = load_config(name, trust_remote_code=trust_remote_code)
-    with _without_report():
+    with _without_report(), _damage_of(name):
         model, found = model_class(config).from_pretrained(
             name,
             trust_remote_code=trust_remote_code,
@@ -56,6 +60,8 @@ def load_pretrained(
             **options,
         )
     unexpected = sorted(found["unexpected_keys"])
+    if getattr(config, "quantization_config", None) is None:
+        check_floats(name, read_headers(_weights_in(Path(name))))
     kind = type(model).__name__
     if found["missing_keys"]:
         raise lacking(name, kind, found["missing_keys"], unexpected)
@@ -82,6 +88,9 @@ def load_config(
         raise ValueError(
             f"{name}: config.json: quantization_config is {entry!r}; expected a mapping, or none"
         )
+    count = getattr(config, "num_hidden_layers", None)
+    if isinstance(count, int) and count < 1:  # a model of no blocks, to transformers
+        raise ValueError(f"{name}: config.json: num_hidden_layers is {count}; expected 1 or more")
     return config
 
 
@@ -116,6 +125,21 @@ def misshapen(
     )
 
 
+def check_floats(where: object, headers: Mapping[str, TensorHeader]) -> None:
+    """Raises KeysError for a stored weight of whole numbers, which would be read as floats."""
+    for name, header in headers.items():
+        if name.endswith(".weight") and header.dtype in WHOLE:
+            raise mistyped(where, name, header.dtype)
+
+
+def mistyped(where: object, tensor: str, dtype: object) -> KeysError:
+    """The error for whole numbers where a model has floating-point ones."""
+    return KeysError(
+        f"{where}: {tensor} is stored as {dtype}; expected floating-point numbers: copy or "
+        "download it again"
+    )
+
+
 def shared_names(tensors: Mapping[str, Tensor]) -> list[list[str]]:
     """The names of each tensor of a model: several where modules share it."""
     names: dict[int, list[str]] = {}
@@ -127,6 +151,17 @@ def shared_names(tensors: Mapping[str, Tensor]) -> list[list[str]]:
 def shown(names: list[str]) -> str:
     """The first of some names, for a message."""
     return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+
+
+def _weights_in(folder: Path) -> list[Path]:
+    """The safetensors files that transformers reads in a directory; none where it is none."""
+    if (folder / SAFE_WEIGHTS_NAME).exists():
+        return [folder / SAFE_WEIGHTS_NAME]
+    index = folder / SAFE_WEIGHTS_INDEX_NAME
+    if not index.exists():
+        return []
+    files = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+    return [folder / file for file in sorted(set(files))]
 
 
 def _adapter_config(name: str | os.PathLike[str]) -> dict[str, Any]:
@@ -148,6 +183,21 @@ def _checks_of(name: str | os.PathLike[str]) -> Iterator[None]:
     except Exception as error:
         told = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{name}: its config.json is not one of a model: {told}") from error
+
+
+@contextmanager
+def _damage_of(name: str | os.PathLike[str]) -> Iterator[None]:
+    """What reads a damaged directory for transformers raises errors of many kinds, too."""
+    try:
+        yield
+    except (OSError, ValueError, ImportError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        told = " ".join(str(error).split())
+        raise ValueError(
+            f"{name} cannot be loaded ({type(error).__name__}: {told}); if it is damaged, copy or "
+            "download it again"
+        ) from error
 
 
 @contextmanager

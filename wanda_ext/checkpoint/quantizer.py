@@ -19,7 +19,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from wanda_ext.checkpoint.conversion import Conversion, rules_apart
-from wanda_ext.checkpoint.load import lacking
+from wanda_ext.checkpoint.load import check_floats, lacking
 from wanda_ext.files import TensorHeader, check_inside, read_headers
 from wanda_ext.packed import FORMATS, PackedLinear, named_format, sound_linears, stored_linears
 
@@ -131,6 +131,7 @@ class WandaExtQuantizer(HfQuantizer):
         if checkpoint_files:  # None: from_pretrained was given a state_dict
             _check_inside(Path(str(model.name_or_path)), checkpoint_files)
             headers = read_headers(Path(file) for file in checkpoint_files)
+            check_floats(model.name_or_path, headers)
             check_headers(headers, self.quantization_config)
             self._take_places(model, headers)
             return

@@ -11,6 +11,8 @@ from typing import Any
 from safetensors import safe_open
 from torch import Tensor
 
+from wanda_ext.checkpoint.conversion import Loading
+from wanda_ext.checkpoint.load import check_floats
 from wanda_ext.checkpoint.quantizer import QUANT_METHOD, WandaExtConfig, check_headers
 from wanda_ext.files import (
     Stored,
@@ -106,6 +108,8 @@ def open_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
         raise ValueError(
             f"{folder}: {INDEX} lists {absent[0]}, which no file holds; copy or download it again"
         )
+    headers = {name: headers[name] for name in sorted(headers, key=Loading.dot_natural_key)}
+    check_floats(folder, headers)
     packed = None if entry is None else WandaExtConfig(**entry)
     checkpoint = Checkpoint(folder, config, packed, index, headers)
     if packed is not None:

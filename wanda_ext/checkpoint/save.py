@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -13,6 +13,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from wanda_ext.checkpoint.conversion import names_apart
+from wanda_ext.checkpoint.label import quantized_by, unlabelled
 from wanda_ext.checkpoint.quantizer import attach, attached, packed_linears, wrapped_state
 from wanda_ext.files import new_directory
 from wanda_ext.packed import (
@@ -226,26 +227,32 @@ def _linears(model: nn.Module) -> list[str]:
 
 
 def _refuse_quantized(model: nn.Module) -> None:
-    if getattr(model, "is_quantized", False) and not attached(model):
+    label = "" if attached(model) else quantized_by(model)
+    if label:
         raise ValueError(
-            f"swap_linears: the model is quantized ({getattr(model, 'quantization_method', '?')}); "
-            "expected float32, bfloat16 or float16 weights: load it unquantized"
+            f"swap_linears: the model is quantized ({label}); expected float32, bfloat16 or "
+            "float16 weights: load it unquantized"
         )
 
 
 @contextmanager
 def in_form(model: Any, packed: bool) -> Iterator[None]:
-    """The model all dense, or packed, inside; its own modules and quantizer again after."""
+    """The model all dense, or packed, inside; its own modules and quantizer again after.
+
+    A label of quantization that its weights belie is off inside, and so not saved.
+    """
     before = dict(model.named_modules())
     dense = model.config.quantization_config.dense if attached(model) else {}
-    try:
-        if packed:
-            check_some_packed(_pack(model, _linears(model), False, lambda *_, **__: ""))
-        else:
-            unswap_linears(model)
-        yield
-    finally:
-        for name, module in before.items():
-            if name and model.get_submodule(name) is not module:
-                model.set_submodule(name, module)
-        attach(model, dense)
+    labelled = attached(model) or quantized_by(model)
+    with nullcontext() if labelled else unlabelled(model):
+        try:
+            if packed:
+                check_some_packed(_pack(model, _linears(model), False, lambda *_, **__: ""))
+            else:
+                unswap_linears(model)
+            yield
+        finally:
+            for name, module in before.items():
+                if name and model.get_submodule(name) is not module:
+                    model.set_submodule(name, module)
+            attach(model, dense)

@@ -7,10 +7,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from transformers.utils.hub import cached_file
 
+from wanda_ext.calibration import Protocol
 from wanda_ext.checkpoint import (
     Checkpoint,
     KeysError,
@@ -36,6 +37,17 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
     """Adds the word without which no code of a model runs; nobody is asked for it."""
     parser.add_argument(
         "--trust-remote-code", action="store_true", help="run code that came with the model"
+    )
+
+
+def add_protocol(parser: argparse.ArgumentParser) -> None:
+    """Adds what a window of text starts with."""
+    parser.add_argument(
+        "--protocol",
+        choices=get_args(Protocol),
+        default="model",
+        help="windows of text start with a BOS where the model's tokenizer puts one (model), or "
+        "never get one, as in the papers (%(default)s)",
     )
 
 

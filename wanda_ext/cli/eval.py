@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from wanda_ext.cli.arguments import add_model, add_trust, load, tell
+from wanda_ext.cli.arguments import add_model, add_protocol, add_trust, load, tell
 from wanda_ext.quality import evaluate_text, evaluation_text, tasks
 from wanda_ext.report import versions
 
@@ -28,6 +28,8 @@ def add_eval(commands: Any) -> None:
         help="perplexity of builtin, wikitext2 or a text file (wikitext2; none with --tasks)",
     )
     parser.add_argument("--seqlen", type=int, help="tokens a window (2048, or the context)")
+    parser.add_argument("--windows", type=int, help="at most so many, from the start (all)")
+    add_protocol(parser)
     parser.add_argument(
         "--tasks",
         metavar="NAME,...",
@@ -57,7 +59,15 @@ def _eval(arguments: argparse.Namespace) -> None:
     model, tokenizer = _loaded(arguments)
     done: dict[str, Any] = {"model": arguments.model, "versions": versions()}
     if text is not None:
-        found = evaluate_text(model, tokenizer, text, arguments.seqlen)
+        found = evaluate_text(
+            model,
+            tokenizer,
+            text,
+            arguments.seqlen,
+            windows=arguments.windows,
+            protocol=arguments.protocol,
+            progress=True,
+        )
         print(found)
         done["perplexity"] = asdict(found)
     if wanted is not None:
@@ -74,8 +84,12 @@ def _check(arguments: argparse.Namespace) -> None:
     if given and arguments.tasks is None:
         words = ", ".join(f"--{word.replace('_', '-')}" for word in given)
         raise ValueError(f"{words}: expected --tasks beside it; add --tasks paper, for example")
-    if arguments.seqlen is not None and arguments.tasks is not None and arguments.data is None:
-        raise ValueError("--seqlen: with --tasks alone no perplexity is measured; add --data")
+    if arguments.windows is not None and arguments.windows < 1:
+        raise ValueError(f"--windows: expected a number from 1 on, got {arguments.windows}")
+    for word in ("seqlen", "windows"):
+        asked = getattr(arguments, word) is not None
+        if asked and arguments.tasks is not None and arguments.data is None:
+            raise ValueError(f"--{word}: with --tasks alone no perplexity is measured; add --data")
     if arguments.json is not None and not Path(arguments.json).absolute().parent.is_dir():
         raise ValueError(f"--json: the directory of {arguments.json} does not exist; make it first")
 

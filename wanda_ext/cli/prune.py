@@ -20,7 +20,15 @@ from wanda_ext.checkpoint import (
     save_over,
     shown,
 )
-from wanda_ext.cli.arguments import add_model, add_trust, checkpoint_of, load, source_of, tell
+from wanda_ext.cli.arguments import (
+    add_model,
+    add_protocol,
+    add_trust,
+    checkpoint_of,
+    load,
+    source_of,
+    tell,
+)
 from wanda_ext.files import new_directory
 from wanda_ext.methods import METHODS, UPDATES
 from wanda_ext.prune import check_packable, plan_blocks
@@ -30,7 +38,7 @@ from wanda_ext.stream import NamesError, launched
 
 SHARED = (  # arguments of prune_model and of prune_checkpoint
     *("calib", "sparsity", "method", "update", "nsamples", "seqlen", "seed", "batch_size"),
-    *("device", "ignore", "blocks"),
+    *("device", "ignore", "blocks", "protocol"),
 )
 
 
@@ -41,8 +49,11 @@ def add_prune(commands: Any) -> None:
     prune.add_argument("--out", required=True, help="directory to write the pruned model to")
     prune.add_argument(
         "--calib",
-        default="c4",
-        help="builtin, c4, wikitext2, a .txt/.jsonl/.parquet path or a Hub dataset (%(default)s)",
+        action="append",
+        type=_source,
+        metavar="SOURCE[=SHARE]",
+        help="builtin, c4, wikitext2, a .txt/.jsonl/.parquet path or a Hub dataset (c4); several "
+        "share the windows, such as --calib prose.txt=3 --calib manual.txt",
     )
     prune.add_argument("--sparsity", default="2:4", help="50%%, 0.5, 2:4, 4:8, ... (%(default)s)")
     prune.add_argument("--method", default="wanda", choices=METHODS, help="(%(default)s)")
@@ -55,6 +66,7 @@ def add_prune(commands: Any) -> None:
     prune.add_argument("--seqlen", type=int, help="tokens a window (2048, or the model's context)")
     prune.add_argument("--seed", type=int, default=0, help="draws the windows (%(default)s)")
     prune.add_argument("--batch-size", type=int, help="windows a forward pass")
+    add_protocol(prune)
     prune.add_argument(
         "--ignore",
         action="append",
@@ -101,8 +113,19 @@ def add_prune(commands: Any) -> None:
     prune.set_defaults(run=_prune)
 
 
+def _source(text: str) -> tuple[str, float]:
+    """ "a.txt=3" -> ("a.txt", 3.0); without a number behind the last "=": the text, and 1."""
+    name, _, share = text.rpartition("=")
+    try:
+        return (name, float(share)) if name else (text, 1.0)
+    except ValueError:
+        return text, 1.0
+
+
 def _prune(arguments: argparse.Namespace) -> None:
     how = "in memory"
+    sources = arguments.calib or [("c4", 1.0)]
+    arguments.calib = sources if len(sources) > 1 else sources[0][0]
     if arguments.fallback and arguments.gate is None:
         arguments.gate = MAX_RATIO
     if arguments.gate is not None:
@@ -201,7 +224,7 @@ def _compare(
 ) -> None:
     """What needs the dense model beside the pruned one: the repair, then the gate."""
     dense, _, _ = load(arguments)
-    words = ("nsamples", "seqlen", "seed", "batch_size", "device", "blocks")
+    words = ("nsamples", "seqlen", "seed", "batch_size", "device", "blocks", "protocol")
     options = {"tokenizer": tokenizer, **{word: getattr(arguments, word) for word in words}}
     if arguments.repair:
         with report.timed("repair"):

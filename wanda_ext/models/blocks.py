@@ -5,13 +5,13 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from wanda_ext.checkpoint import quantized_by
 from wanda_ext.models.experts import ExpertSlice, expert_slices
 from wanda_ext.ops import FLOATS
 from wanda_ext.packed import PackedLinear, computes_weight
@@ -187,7 +187,12 @@ def check_prunable(model: nn.Module) -> None:
             raise ValueError(f"{name or 'the model'} is sharded by FSDP: load it unsharded")
         if getattr(module, "_is_expert_parallel", False):
             raise ValueError(f"{name} holds a part of the experts only: load the model unsharded")
-    _check_not_quantized(model)
+    label = quantized_by(model)
+    if label:
+        raise ValueError(
+            f"the model is quantized ({label}): prune the original in float32, bfloat16 or "
+            "float16, then quantize"
+        )
     for name, parameter in model.named_parameters():
         if parameter.is_meta:
             raise ValueError(
@@ -195,17 +200,6 @@ def check_prunable(model: nn.Module) -> None:
                 "disk or the CPU. Load the model without offloading and pass device= to prune "
                 "block by block on the device"
             )
-
-
-def _check_not_quantized(model: nn.Module) -> None:
-    config = getattr(getattr(model, "config", None), "quantization_config", None)
-    if config is not None or getattr(model, "is_quantized", False):
-        get = config.get if isinstance(config, dict) else partial(getattr, config)
-        method = get("quant_method", "by an unknown method")
-        raise ValueError(
-            f"the model is quantized ({getattr(method, 'value', method)}): prune the original in "
-            "float32, bfloat16 or float16, then quantize"
-        )
 
 
 def check_weight(name: str, module: Linear) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from wanda_ext.calibration import Batch, calibration_batches, read_by
+from wanda_ext.calibration import Batch, Protocol, calib_told, calibration_batches, read_by
 from wanda_ext.interrupt import held_back, step
 from wanda_ext.methods import (
     Corrected,
@@ -57,6 +57,7 @@ def prune_model(
     blocks: str | nn.ModuleList | None = None,
     swap: bool | Literal["auto"] = "auto",
     tokens: Sequence[int] = (1, 8, 2048),
+    protocol: Protocol = "model",
     progress: bool = True,
 ) -> PruneReport:
     """Prunes the linears of a causal language model's decoder blocks in place.
@@ -91,7 +92,7 @@ def prune_model(
     report.block_weights = sum(p.numel() for block in plan for p in block.module.parameters())
     report.arguments = {
         "model": getattr(model, "name_or_path", "") or type(model).__name__,
-        "calib": calib if isinstance(calib, str) else type(calib).__name__,
+        "calib": calib_told(calib),
         "sparsity": spec_text(sparsity),
         "method": repr(method),
         "update": None if update is None else repr(update),
@@ -99,6 +100,7 @@ def prune_model(
         "seqlen": seqlen,
         "seed": seed,
         "batch_size": batch_size,
+        "protocol": protocol,
         "device": None if at is None else str(at),
         "ignore": ignore,
         "swap": swap,
@@ -116,6 +118,8 @@ def prune_model(
                     seqlen=seqlen,
                     seed=seed,
                     batch_size=batch_size,
+                    protocol=protocol,
+                    progress=progress,
                     **read_by(model, tokenizer),
                 )
         with held_back(), preserved(model):

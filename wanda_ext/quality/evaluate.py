@@ -12,15 +12,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
-from wanda_ext.calibration import MAX_SEQLEN
+from wanda_ext.calibration import MAX_SEQLEN, Protocol, leading_ids
 from wanda_ext.models import context_of, in_eval_mode
 
 WIKITEXT2 = ("Salesforce/wikitext", "wikitext-2-raw-v1")
 
 
 @torch.inference_mode()
-def perplexity(model: nn.Module, ids: Tensor, seqlen: int) -> float:
+def perplexity(model: nn.Module, ids: Tensor, seqlen: int, *, progress: bool = False) -> float:
     """exp of the mean cross entropy over non-overlapping windows of `seqlen` tokens.
 
         ppl = exp(1/w * sum over windows of mean over t < seqlen-1 of -log p(ids[t+1] | ids[..t]))
@@ -28,7 +29,8 @@ def perplexity(model: nn.Module, ids: Tensor, seqlen: int) -> float:
     This is the reference protocol (locuslab/wanda, lib/eval.py): one tokenized text, w = tokens //
     seqlen windows, the tail dropped, no overlap, logits taken as fp32. The reference multiplies
     each window's mean, which is over seqlen-1 targets, by seqlen, and divides the sum by w*seqlen:
-    the same. The figure depends on the tokenizer and on `seqlen`: quote both with it.
+    the same. The figure depends on the tokenizer and on `seqlen`: quote both with it. Ids are taken
+    as they are: no BOS is added (evaluate_text does, where the model expects one).
 
     Shapes: ids [tokens] or [1, tokens], any integer dtype, on any device.
     Raises: TypeError / ValueError for ids that are not such a tensor, hold less than one window or
@@ -53,7 +55,7 @@ def perplexity(model: nn.Module, ids: Tensor, seqlen: int) -> float:
         )
     total = 0.0
     with in_eval_mode(model):
-        for i in range(windows):
+        for i in tqdm(range(windows), "evaluating", unit="window", disable=not progress):
             window = tokens[i * seqlen : (i + 1) * seqlen].to(embedding.weight.device)
             logits = model(input_ids=window[None], use_cache=False).logits[0, :-1].float()
             loss = nn.functional.cross_entropy(logits, window[1:].to(logits.device)).item()
@@ -122,6 +124,8 @@ class Evaluation:
     tokens: int  # of the whole text
     seqlen: int
     windows: int
+    protocol: str
+    starts_with: list[str]  # tokens that every window starts with, by the protocol
     dtype: str  # of the weights
     device: str
 
@@ -132,23 +136,49 @@ class Evaluation:
                 f"{self.seqlen} tokens)",
                 f"text       {self.dataset}, {self.revision}; {self.tokens} tokens",
                 f"tokenizer  {self.tokenizer}",
+                f"protocol   {self.protocol}: {self._windows_are()}",
                 f"model      {self.dtype} on {self.device}",
             )
         )
 
+    def _windows_are(self) -> str:
+        if self.starts_with:
+            return f"every window starts with {' '.join(self.starts_with)}"
+        return "windows of the text as it is tokenized"
+
 
 def evaluate_text(
-    model: nn.Module, tokenizer: Any, text: EvaluationText, seqlen: int | None = None
+    model: nn.Module,
+    tokenizer: Any,
+    text: EvaluationText,
+    seqlen: int | None = None,
+    *,
+    windows: int | None = None,
+    protocol: Protocol = "model",
+    progress: bool = False,
 ) -> Evaluation:
-    """`perplexity` of a model on a text, tokenized once and whole with its special tokens.
+    """`perplexity` of a model on a text, tokenized once and whole.
 
-    seqlen: tokens a window; None: 2048, or the model's context where that is shorter.
-    Raises: as `perplexity` does.
+    protocol: "model": every window is the BOS and the next seqlen-1 tokens of the text, where the
+    tokenizer puts a BOS by itself. Elsewhere, and by "paper": seqlen tokens of the text with its
+    special tokens. seqlen: tokens a window; None: 2048, or the model's context where that is
+    shorter. windows: at most so many, from the start of the text; None: all.
+    Raises: as `perplexity` does; ValueError for another protocol, or windows below 1.
     """
     if seqlen is None:
         seqlen = min(MAX_SEQLEN, context_of(model) or MAX_SEQLEN)
-    ids = torch.tensor(tokenizer(text.text, verbose=False).input_ids)
-    value = perplexity(model, ids, seqlen)
+    _check_seqlen(model, seqlen)
+    if windows is not None and (not isinstance(windows, int) or windows < 1):
+        raise ValueError(f"windows: expected a whole number from 1 on, or None, got {windows!r}")
+    lead = leading_ids(tokenizer, protocol)
+    encoded = tokenizer(text.text, add_special_tokens=not lead, verbose=False)
+    ids = torch.tensor(encoded.input_ids, dtype=torch.int64)
+    rows = list(torch.split(ids, seqlen - len(lead)))[:windows]
+    if len(rows) > 1 and len(rows[-1]) < len(rows[0]):
+        del rows[-1]
+    starts = torch.tensor(lead, dtype=ids.dtype)
+    read = torch.cat([part for row in rows for part in (starts, row)])
+    value = perplexity(model, read, seqlen, progress=progress)
     weight = model.get_input_embeddings().weight  # type: ignore[operator]
     name = getattr(tokenizer, "name_or_path", "") or "unnamed"
     return Evaluation(
@@ -160,7 +190,9 @@ def evaluate_text(
         tokenizer=f"{type(tokenizer).__name__} {name}, {len(tokenizer)} tokens",
         tokens=ids.numel(),
         seqlen=seqlen,
-        windows=ids.numel() // seqlen,
+        windows=len(rows),
+        protocol=protocol,
+        starts_with=tokenizer.convert_ids_to_tokens(lead),
         dtype=str(weight.dtype).removeprefix("torch."),
         device=str(weight.device),
     )

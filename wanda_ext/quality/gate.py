@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from wanda_ext.calibration import held_out_batches, perplexity_of, read_by
+from wanda_ext.calibration import Protocol, held_out_batches, perplexity_of, read_by
 from wanda_ext.interrupt import held_back
 from wanda_ext.models import (
     BlockPair,
@@ -106,6 +106,7 @@ def gate(
     device: torch.device | str | None = None,
     blocks: str | None = None,
     report: PruneReport | None = None,
+    protocol: Protocol = "model",
     progress: bool = True,
 ) -> GateReport:
     """Whether perplexity on held-out calibration text is at most max_ratio times that of `dense`.
@@ -140,6 +141,8 @@ def gate(
             seqlen=seqlen,
             seed=seed,
             batch_size=batch_size,
+            protocol=protocol,
+            progress=progress,
             **read_by(model, tokenizer),
         )
         reference = perplexity_of(dense, batches, at)

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from wanda_ext.calibration import Batch, calibration_batches, read_by
+from wanda_ext.calibration import Batch, Protocol, calib_told, calibration_batches, read_by
 from wanda_ext.interrupt import held_back, step
 from wanda_ext.models import Block, in_eval_mode, preserved, twin_blocks, usable_device
 from wanda_ext.quality.reconstruct import PrunedWeight, Training, pruned_weights, reconstruct
@@ -84,6 +84,7 @@ def repair(
     blocks: str | nn.ModuleList | None = None,
     epochs: int = 10,
     learning_rate: float = 0.02,
+    protocol: Protocol = "model",
     progress: bool = True,
 ) -> RepairReport:
     """Trains what is left of each pruned block in place until it does what it did in `dense`.
@@ -114,11 +115,13 @@ def repair(
             seqlen=seqlen,
             seed=seed,
             batch_size=batch_size,
+            protocol=protocol,
+            progress=progress,
             **read_by(model, tokenizer),
         )
         report = RepairReport()
         report.arguments = {
-            "calib": calib if isinstance(calib, str) else type(calib).__name__,
+            "calib": calib_told(calib),
             "sequences": sum(len(batch["input_ids"]) for batch in batches),
             "batches": len(batches),
             **asdict(training),

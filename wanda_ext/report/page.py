@@ -199,7 +199,7 @@ def _section(title: str, body: str) -> str:
 # --- Its commands ---------------------------------------------------------------------------------
 
 
-OPTIONS = ("nsamples", "seqlen", "seed", "batch_size", "device", "blocks", "states")
+OPTIONS = (*("nsamples", "seqlen", "seed", "batch_size", "device", "blocks", "states", "protocol"),)
 
 
 def reproduce_command(report: PruneReport) -> str:
@@ -220,8 +220,9 @@ def reproduce_command(report: PruneReport) -> str:
     if missing:
         return f"# No command can name {', '.join(missing)}: call Python with the arguments below."
     words = ["wanda-ext", "prune", asked["model"], "--out", report.saved.get("directory", "pruned")]
-    words += ["--calib", asked["calib"], "--sparsity", asked["sparsity"]]
-    words += ["--method", methods[asked["method"]]]
+    for source in _sources(asked["calib"]):
+        words += ["--calib", source]
+    words += ["--sparsity", asked["sparsity"], "--method", methods[asked["method"]]]
     if asked.get("update") is not None:
         words += ["--update", updates[asked["update"]]]
     for option in OPTIONS:
@@ -240,6 +241,11 @@ def reproduce_command(report: PruneReport) -> str:
         if report.gate["restored"]:
             words.append("--fallback")
     return shlex.join(words)
+
+
+def _sources(calib: str | list[tuple[str, float]]) -> list[str]:
+    """As --calib takes them: one, or several with their shares."""
+    return [calib] if isinstance(calib, str) else [f"{name}={share:g}" for name, share in calib]
 
 
 def load_command(report: PruneReport) -> str:
@@ -263,6 +269,8 @@ def _where(report: PruneReport) -> str:
 
 def _is_named(calib: object) -> bool:
     """Whether it is what a user wrote; the report has the type's name of anything else."""
+    if isinstance(calib, list):
+        return all(_is_named(source) for source, _ in calib)
     types = ("NoneType", "list", "tuple", "Tensor", "DataLoader", "Dataset", "IterableDataset")
     return isinstance(calib, str) and calib not in types
 

@@ -23,6 +23,7 @@ from wanda_ext.checkpoint import (
     lacking,
     made_of,
     misshapen,
+    mistyped,
     shared_names,
 )
 from wanda_ext.files import Stored
@@ -203,6 +204,9 @@ class Skeleton:
         here: dict[str, Stored | Made] = {}
         for group in self.conversion.groups:
             parts = {name: files[name] for _, name in group.parts}
+            whole = [name for name, one in parts.items() if not one.stored.is_floating_point]
+            if whole and self._tensors[group.first].is_floating_point():
+                raise mistyped(self.folder, whole[0], parts[whole[0]].stored)
             if group.rule is not None:
                 dtype = self._dtype(group.first)
                 parts = {name: replace(part, dtype=dtype) for name, part in parts.items()}

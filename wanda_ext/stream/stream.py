@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 
-from wanda_ext.calibration import calibration_batches, read_by
+from wanda_ext.calibration import Protocol, calib_told, calibration_batches, read_by
 from wanda_ext.checkpoint import check_apart, check_links, open_checkpoint
 from wanda_ext.interrupt import held_back
 from wanda_ext.methods import (
@@ -66,6 +66,7 @@ def prune_checkpoint(
     states: Literal["memory", "files"] = "memory",
     resume: bool = True,
     trust_remote_code: bool = False,
+    protocol: Protocol = "model",
     progress: bool = True,
 ) -> PruneReport:
     """Prunes the safetensors checkpoint in `src` into the new directory `dst`, block by block.
@@ -119,7 +120,7 @@ def prune_checkpoint(
     report.block_weights = sum(p.numel() for block in plan for p in block.module.parameters())
     report.arguments = {
         "model": folder,
-        "calib": calib if isinstance(calib, str) else type(calib).__name__,
+        "calib": calib_told(calib),
         "sparsity": spec_text(sparsity),
         "method": repr(method),
         "update": None if update is None else repr(update),
@@ -127,6 +128,7 @@ def prune_checkpoint(
         "seqlen": seqlen,
         "seed": seed,
         "batch_size": batch_size,
+        "protocol": protocol,
         "device": None if at is None else at.type,
         "dtype": str(skeleton.model.dtype).removeprefix("torch."),
         "ignore": ignore,
@@ -144,6 +146,8 @@ def prune_checkpoint(
                 seed=seed,
                 batch_size=batch_size,
                 trust_remote_code=trust_remote_code,
+                protocol=protocol,
+                progress=progress,
                 **read_by(skeleton.model, folder if tokenizer is None else tokenizer),
             )
     journal = Journal(Path(dst).resolve())
