@@ -56,12 +56,13 @@ def test_the_target_is_what_least_squares_gives(ridge):
     assert (got - weight).abs().max() > 0.1
 
 
+@pytest.mark.parametrize("steps", [200, 2000])  # many more than it takes do no harm
 @pytest.mark.parametrize("sparsity", SPARSITIES)
-def test_many_steps_reach_the_least_squares_of_every_row(sparsity):
+def test_many_steps_reach_the_least_squares_of_every_row(sparsity, steps):
     x, target = correlated(400, 64), weight_of_shape(40, 64)
     start, _ = pruned(Wanda(), target, sparsity, statistic_of(x))
     got = start.clone()
-    solve_kept_(got, target, gram_of(x), damping=0.01, steps=200)
+    solve_kept_(got, target, gram_of(x), damping=0.01, steps=steps)
     rows = stacked(x, 0.01)
     for row, begun, wanted in zip(got, start, target, strict=True):
         kept = begun != 0

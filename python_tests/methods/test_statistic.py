@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from wanda_ext.methods import statistic
-from wanda_ext.methods.statistic import InputStatistic, full_precision, gram_of
+from wanda_ext.methods.statistic import InputStatistic, drift_of, full_precision, gram_of
 
 
 def statistic_of(*sumsq: float, gram: bool = False) -> InputStatistic:
@@ -53,3 +55,25 @@ def test_products_are_of_full_precision_inside() -> None:
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def test_a_gram_matrix_of_several_strips() -> None:
+    rows = torch.randn(30, 600, generator=torch.Generator().manual_seed(0)).bfloat16()
+    exact = rows.double().t() @ rows.double()
+    gram = gram_of(rows)
+    torch.testing.assert_close(gram.double(), exact, rtol=1e-5, atol=1e-4)
+    assert torch.equal(gram[256:, :256], gram[:256, 256:].t())
+
+
+def test_drift_is_of_what_both_saw() -> None:
+    generator = torch.Generator().manual_seed(0)
+    dense, rows = (torch.randn(5000, 8, generator=generator) for _ in range(2))
+    drift = drift_of(dense, rows)
+    exact = (dense - rows).double().t() @ rows.double()
+    torch.testing.assert_close(drift.double(), exact, rtol=1e-4, atol=1e-2)
+    one = replace(statistic_of(1.0, 4.0, gram=True), drift=drift)
+    both = one + one
+    assert both.drift is not None and torch.equal(both.drift, 2 * drift)
+    assert (one + statistic_of(1.0, 4.0, gram=True)).drift is None
+    moved = one.to("meta").drift
+    assert moved is not None and moved.is_meta

@@ -153,22 +153,25 @@ def solve_kept_(weight: Tensor, target: Tensor, gram: Tensor, damping: float, st
     """
     if not steps:
         return
-    kept = weight != 0
+    kept = (weight != 0).float()
     with full_precision():
         hessian = damped(gram, damping)
-        diagonal = hessian.diagonal()
-        residual = ((target - weight) @ hessian).mul_(kept)
-        direction = residual / diagonal
-        size = _dot(residual, direction)
+        scale = hessian.diagonal().sqrt()
+        hessian /= scale[:, None] * scale  # with a diagonal of ones it needs no preconditioner
+        residual = (((target - weight) * scale) @ hessian).mul_(kept)
+        direction, size = residual.clone(), _dot(residual, residual)
+        moved = torch.zeros_like(weight)
+        floor = size * torch.finfo(size.dtype).eps ** 2  # below it a row is solved, the rest noise
         for _ in range(steps):
             step()
+            unsolved = size > floor
             image = (direction @ hessian).mul_(kept)
-            length = _ratio(size, _dot(direction, image))
-            weight.addcmul_(direction, length)
+            length = torch.where(unsolved, size / _dot(direction, image), 0.0)
+            moved.addcmul_(direction, length)
             residual.addcmul_(image, length, value=-1)
-            scaled = residual / diagonal
-            before, size = size, _dot(residual, scaled)
-            direction = scaled.addcmul_(direction, _ratio(size, before))
+            before, size = size, _dot(residual, residual)
+            direction.mul_(torch.where(unsolved, size / before, 0.0)).add_(residual)
+        weight.addcdiv_(moved, scale)
 
 
 def damped(gram: Tensor, share: float) -> Tensor:
@@ -188,9 +191,5 @@ def damped(gram: Tensor, share: float) -> Tensor:
 
 def _dot(one: Tensor, other: Tensor) -> Tensor:
     """Of each row. Shapes: [n, k], [n, k] -> [n, 1]."""
-    return (one * other).sum(dim=1, keepdim=True)
-
-
-def _ratio(one: Tensor, other: Tensor) -> Tensor:
-    """0 where there is nothing left to divide by: the row is solved."""
-    return torch.where(other > 0, one / other, 0.0)
+    product: Tensor = torch.linalg.vecdot(one, other)
+    return product[:, None]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 TOKENS_AT_ONCE = 4096  # of a product, so that their fp32 copies take little memory
+GRAM_ROWS = 256  # of a gram matrix at once, from its diagonal on: the other half is the same
 
 Reads = Literal["nothing", "norm", "gram"]
 
@@ -68,7 +69,12 @@ def gram_of(rows: Tensor) -> Tensor:
     with full_precision():
         for part in torch.split(rows, TOKENS_AT_ONCE):
             part = part.float()
-            gram.addmm_(part.t(), part)
+            for start in range(0, len(gram), GRAM_ROWS):
+                rest, now = part[:, start:], part[:, start : start + GRAM_ROWS]
+                gram[start : start + GRAM_ROWS, start:].addmm_(now.t(), rest)
+    for end in range(GRAM_ROWS, len(gram), GRAM_ROWS):
+        upper = slice(end - GRAM_ROWS, end)
+        gram[end:, upper] = gram[upper, end:].t()
     return gram
 
 
