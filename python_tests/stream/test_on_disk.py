@@ -137,7 +137,7 @@ def test_whole_blocks_are_read_once_with_a_bar(
     prune(src, tmp_path / "dst", progress=True)
     assert pruned == [2]
     err = capsys.readouterr().err
-    assert "checking: 100%" in err and "done again" not in err
+    assert "checking: 100%" in err and "joining: 100%" in err and "done again" not in err
     assert contents(tmp_path / "dst") == contents(whole)
 
 

@@ -165,6 +165,7 @@ class Run:
                     digest = self._output.join(file, entries, seen)
                     journal.done(joined(file), files={file: digest})
                 shutil.rmtree(journal.pieces / file, ignore_errors=True)
+            bar.total = bar.n  # a file's header is shorter than those of its pieces
         return entries
 
     def _asked(self) -> dict[str, Any]:
