@@ -77,7 +77,7 @@ def write_checkpoint(folder: Path, size: Size, blocks: int) -> int:
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     for file, names in shards.items():
         tensors = {name: _weights(shapes[name]) for name in names}
-        total += write_shard(folder / file, tensors)
+        total += write_shard(folder / file, tensors).nbytes
     layout = {name: file for file, names in shards.items() for name in names}
     write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": layout})
     return total

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,10 +13,10 @@ from tiny_models import tiny_model, tiny_tokenizer
 from wanda_ext import cli
 
 
-def saved_model(folder: Path) -> Path:
+def saved_model(folder: Path, **options: Any) -> Path:
     """The directory of a dense model; text.txt, to calibrate on, lies beside it."""
     directory = folder / "dense"
-    tiny_model().save_pretrained(directory)
+    tiny_model().save_pretrained(directory, **options)
     tiny_tokenizer().save_pretrained(directory)
     text = " ".join(f"word{i} of line {i % 7}" for i in range(200))
     (folder / "text.txt").write_text(text)

@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from streamed import contents
 from tiny_models import token_ids
 
 import wanda_ext
 
-DURABLE = ("fsync", "rename", "mkdir", "unlink")  # of os: what makes steps
+DURABLE = ("fsync", "rename", "mkdir", "unlink", "rmdir")  # of os: what makes steps
 
 
 def child(src: Path, dst: Path, options: dict[str, Any], before: Any = lambda: None) -> int:
@@ -33,7 +34,7 @@ def child(src: Path, dst: Path, options: dict[str, Any], before: Any = lambda: N
         try:
             before()
             ids = token_ids()
-            wanda_ext.prune_checkpoint(src, dst, ids, progress=False, batch_size=2, **options)
+            wanda_ext.prune_checkpoint(src, dst, ids, progress=False, batch_size=4, **options)
             os._exit(0)
         except BaseException as error:
             print(error, file=sys.stderr, flush=True)
@@ -67,11 +68,6 @@ def kill_at(count: int) -> Any:
             setattr(os, name, counted(getattr(os, name)))
 
     return prepare
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """All but the reports, which tell the times that it took."""
-    return {p.name: p.read_bytes() for p in folder.iterdir() if p.stem != "report"}
 
 
 def check(dst: Path, expected: dict[str, bytes]) -> None:
@@ -129,7 +125,7 @@ def full_disk(src: Path, work: Path, options: dict[str, Any], expected: dict[str
         return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
     dst, failures = work / "dst", 0
-    for size in (1000, 20_000, 60_000, 1 << 30):
+    for size in (1000, 20_000, 60_000, 131_000, 1 << 30):
         status = os.waitpid(child(src, dst, options, limit(size)), 0)[1]
         assert not os.WIFSIGNALED(status)
         failures += os.WEXITSTATUS(status)

@@ -13,8 +13,10 @@ from tiny_models import tiny_model, tiny_tokenizer, token_ids
 import wanda_ext
 
 
-def saved(folder: Path, family: str = "llama", dtype: torch.dtype = torch.float32) -> Path:
-    tiny_model(family, dtype).save_pretrained(folder)
+def saved(
+    folder: Path, family: str = "llama", dtype: torch.dtype = torch.float32, **options: Any
+) -> Path:
+    tiny_model(family, dtype).save_pretrained(folder, **options)
     tiny_tokenizer().save_pretrained(folder)
     return folder
 
@@ -26,6 +28,11 @@ def prune(src: Path, dst: Path, **options: Any) -> wanda_ext.PruneReport:
 
 def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
     return {k: v for file in folder.glob("*.safetensors") for k, v in load_file(file).items()}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Of all files but the reports, which tell the times that it took."""
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.stem != "report"}
 
 
 def assert_same_tensors(folder: Path, other: Path) -> None:

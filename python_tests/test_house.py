@@ -44,7 +44,6 @@ TESTED_WITH = {  # modules whose tests are in another's file
     "report/plots": "report/page",
     "report/tables": "report/page",
     "runner/held": "runner/lockstep",
-    "stream/writer": "stream/stream",
     "stopped": "prune/prune",
     "_build_backend": "build",
     "_version": "house",

@@ -15,6 +15,7 @@ from tiny_models import tiny_model, token_ids
 
 import wanda_ext
 from wanda_ext.checkpoint import conversion
+from wanda_ext.checkpoint.convert import PACKED_FILES
 from wanda_ext.checkpoint.reader import INDEX, open_checkpoint
 from wanda_ext.checkpoint.rewrite import save_over, write_config
 
@@ -27,12 +28,18 @@ def loaded(src: Path, dtype: torch.dtype | str = "auto") -> transformers.PreTrai
 def test_files_and_names_are_the_sources(tmp_path: Path, packed: bool) -> None:
     src = tmp_path / "src"
     tiny_model(dtype=torch.bfloat16).save_pretrained(src, max_shard_size="60KB")
+    index = json.loads((src / INDEX).read_text())
+    index["metadata"] |= {"of": "its maker", PACKED_FILES: {"q_proj.meta": "a.safetensors"}}
+    (src / INDEX).write_text(json.dumps(index))
     model = loaded(src)
     wanda_ext.prune_model(model, token_ids(), batch_size=2, progress=False, swap=False)
     (tmp_path / "dst").mkdir()
     assert save_over(open_checkpoint(src), model, tmp_path / "dst", packed) == {}
-    maps = [json.loads((tmp_path / x / INDEX).read_text())["weight_map"] for x in ("src", "dst")]
+    after = json.loads((tmp_path / "dst" / INDEX).read_text())
+    maps = [index["weight_map"], after["weight_map"]]
     assert maps[0].items() <= maps[1].items()
+    assert after["metadata"]["of"] == "its maker"
+    assert (PACKED_FILES in after["metadata"]) != packed  # where convert is to put what it packs
     assert bool(maps[1].keys() - maps[0].keys()) == packed
     again = loaded(tmp_path / "dst")
     assert bool(packed) == ("quantization_config" in again.config.to_dict())

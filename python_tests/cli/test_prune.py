@@ -104,10 +104,10 @@ def test_restart_begins_anew(
     writer = "wanda_ext.stream.writer.write_shard"
     plain = shards.write_shard
 
-    def full(path: Path, *rest: Any) -> int:
-        if path.name.startswith("model-00003"):
+    def full(path: Path, *rest: Any, **named: Any) -> shards.Written:
+        if path.name == "model.layers.1.safetensors":
             raise OSError("No space left on device")
-        return plain(path, *rest)
+        return plain(path, *rest, **named)
 
     monkeypatch.setattr(writer, full)
     assert prune(saved, tmp_path / "out") == 1

@@ -25,12 +25,14 @@ TENSORS = {
 
 
 def test_the_librarys_bytes(tmp_path: Path) -> None:
-    written = write_shard(tmp_path / "ours", TENSORS)
+    seen: list[int] = []
+    written = write_shard(tmp_path / "ours", TENSORS, seen=seen.append)
     save_file(TENSORS, tmp_path / "theirs", {"format": "pt"})
     assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
     assert written.nbytes == sum(tensor.nbytes for tensor in TENSORS.values())
     assert written.sha256 == sha256((tmp_path / "ours").read_bytes()).hexdigest()
     assert written.sha256 == sha256_of(tmp_path / "ours")
+    assert sum(seen) == (tmp_path / "ours").stat().st_size
 
 
 def test_read_is_what_was_written(tmp_path: Path) -> None:

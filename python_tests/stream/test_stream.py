@@ -59,7 +59,7 @@ def test_packed_patterns_are_those_of_save_pretrained(
     pattern: str, family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     src = tmp_path / "src"
-    dense_wide(family, torch.bfloat16, blocks=2).save_pretrained(src)
+    dense_wide(family, torch.bfloat16, blocks=2).save_pretrained(src, max_shard_size="500KB")
     tiny_tokenizer().save_pretrained(src)
     options = {"calib": token_ids(4, 16) % 96, "sparsity": PATTERNS[pattern], "packed": True}
     in_memory(src, tmp_path / "memory", **options)

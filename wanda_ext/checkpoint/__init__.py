@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from wanda_ext.checkpoint.architecture import empty_of, model_class
 from wanda_ext.checkpoint.conversion import Conversion, Group, Made, made_of
-from wanda_ext.checkpoint.convert import Converted, check_apart, convert, write_json
+from wanda_ext.checkpoint.convert import Converted, check_apart, convert, write_index
 from wanda_ext.checkpoint.inspection import follows, inspect_checkpoint, pattern_of
 from wanda_ext.checkpoint.label import quantized_by
 from wanda_ext.checkpoint.load import (
@@ -79,5 +79,5 @@ __all__ = [
     "told_left",
     "unswap_linears",
     "write_config",
-    "write_json",
+    "write_index",
 ]

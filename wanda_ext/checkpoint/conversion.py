@@ -44,6 +44,12 @@ class Group:
         """In the files."""
         return [name for _, name in self.parts]
 
+    def file_of(self, name: str, files: Mapping[str, Stored]) -> str:
+        """Where a tensor that the group is written as lies: in the source's file of that name's
+        tensor, or, of a new name, in the first file that holds a part."""
+        holders = [name] if name in files else self.names
+        return min(files[holder].file.name for holder in holders)
+
     def load(self, model: Any, read: Callable[[str], Tensor]) -> dict[str, Tensor]:
         """The model's tensors by name; read(name) gives a stored one."""
         if self.rule is None:

@@ -325,15 +325,33 @@ def _write(checkpoint: Checkpoint, conversion: _Written, folder: Path) -> None:
     if conversion.quantization_config is not None:
         config["quantization_config"] = conversion.quantization_config
     write_json(folder / "config.json", config)
-    if checkpoint.index is None:
+    parameters += _metadata(checkpoint).get("total_parameters", 0)
+    layout, packed_files = conversion.layout, conversion.packed_files
+    write_index(folder, checkpoint, layout, total_size, parameters, packed_files)
+
+
+def write_index(
+    folder: Path,
+    source: Checkpoint,
+    layout: Mapping[str, str],
+    nbytes: int,
+    parameters: int,
+    packed_files: Mapping[str, str] | None = None,
+) -> None:
+    """The source's index for what its tensors became; nothing where the source has none.
+
+    layout: tensor -> file. packed_files: see PACKED_FILES; None: as the source has them.
+    """
+    if source.index is None:
         return
-    metadata = {k: v for k, v in _metadata(checkpoint).items() if k != PACKED_FILES}
-    metadata["total_size"] = total_size
+    metadata = {**_metadata(source), "total_size": nbytes}
     if "total_parameters" in metadata:
-        metadata["total_parameters"] += parameters
-    if conversion.packed_files:
-        metadata[PACKED_FILES] = conversion.packed_files
-    write_json(folder / INDEX, {"metadata": metadata, "weight_map": conversion.layout})
+        metadata["total_parameters"] = parameters
+    if packed_files is not None:
+        metadata.pop(PACKED_FILES, None)
+    if packed_files:
+        metadata[PACKED_FILES] = packed_files
+    write_json(folder / INDEX, {"metadata": metadata, "weight_map": layout})
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

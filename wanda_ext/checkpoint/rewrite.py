@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from wanda_ext.checkpoint.conversion import Conversion, Group
-from wanda_ext.checkpoint.convert import write_json
+from wanda_ext.checkpoint.convert import write_index, write_json
 from wanda_ext.checkpoint.other_files import copy_other_files
 from wanda_ext.checkpoint.quantizer import packed_linears
 from wanda_ext.checkpoint.reader import INDEX, Checkpoint
@@ -43,7 +43,9 @@ def save_over(
     with in_form(model, packed):
         files = source.stored()
         writer = _Writer(model, files, dtype)
-        writer.write(folder, source.index)
+        layout, size = writer.write(folder)
+        parameters = model.num_parameters()
+        write_index(folder, source, layout, size, parameters, {} if packed else None)
         entry = model.config.quantization_config.to_dict() if packed else None
     write_config(folder, source.config, dtype, entry)
     done = {*source.files().values(), INDEX}
@@ -83,7 +85,8 @@ class _Writer:
         self._conversion = Conversion(model, files)
         self._group = {name: group for group in self._conversion.groups for name in group.names}
 
-    def write(self, folder: Path, index: Mapping[str, Any] | None) -> None:
+    def write(self, folder: Path) -> tuple[dict[str, str], int]:
+        """Name -> file, and the bytes of all tensors."""
         places: dict[str, list[str]] = {}
         for name, stored in self._files.items():
             places.setdefault(stored.file.name, []).append(name)
@@ -96,19 +99,13 @@ class _Writer:
                 if name in waiting:
                     here[name] = waiting.pop(name)
                 elif name not in layout and name not in here:
+                    group = self._group.get(name)
                     for other, tensor in self._made(name):
-                        later = other in self._files and self._files[other].file.name != file
+                        later = group is not None and group.file_of(other, self._files) != file
                         (waiting if later else here)[other] = tensor
             size += write_shard(folder / file, here).nbytes
             layout |= dict.fromkeys(here, file)
-        if index is None:
-            return
-        metadata = index.get("metadata")
-        metadata = {**metadata} if isinstance(metadata, dict) else {}
-        metadata["total_size"] = size
-        if "total_parameters" in metadata:
-            metadata["total_parameters"] = self._model.num_parameters()
-        write_json(folder / INDEX, {"metadata": metadata, "weight_map": layout})
+        return layout, size
 
     def _made(self, name: str) -> Iterator[tuple[str, Tensor | Stored]]:
         """What is written for a stored tensor, and for those that are made with it."""

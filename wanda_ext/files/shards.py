@@ -119,10 +119,16 @@ class Written(NamedTuple):
     sha256: str  # of all of it
 
 
-def write_shard(path: Path, tensors: Mapping[str, Tensor | Stored], sync: bool = True) -> Written:
+def write_shard(
+    path: Path,
+    tensors: Mapping[str, Tensor | Stored],
+    sync: bool = True,
+    seen: Callable[[int], object] = lambda count: None,
+) -> Written:
     """Writes one file, and syncs it to the disk. A link at its place is replaced, not followed.
 
-    Tensors of other devices are fetched, and stored ones copied, one after the other.
+    Tensors of other devices are fetched, and stored ones copied, one after the other. seen(count)
+    is told of the bytes as they are written.
     """
     ordered = sorted(tensors.items(), key=lambda item: (-RANKS[item[1].dtype], item[0]))
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -143,6 +149,7 @@ def write_shard(path: Path, tensors: Mapping[str, Tensor | Stored], sync: bool =
         for data in _contents(text, ordered):
             digest.update(data)
             _write(target, data)
+            seen(len(data))
         if sync:
             os.fsync(target.fileno())
     return Written(end, digest.hexdigest())

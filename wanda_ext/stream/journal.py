@@ -2,7 +2,7 @@
 
 Beside DST lies the directory .DST.unfinished: `journal.jsonl`, one line per finished step, synced
 to the disk before the next begins and locked while a run lives; `checkpoint`, which becomes DST;
-`states`, which does not.
+`pieces` of its files, until they are joined; `states`, hidden ones.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 from wanda_ext.files import check_replaceable, publish, sync_path
 
 ASKED = "asked"  # the first line: what the run was asked to do
+VERSION = 2  # of what the lines hold
 MAX_TOLD = 3
 
 
@@ -29,6 +30,7 @@ class Journal:
         self.final = final
         self.home = final.with_name(f".{final.name}.unfinished")
         self.checkpoint = self.home / "checkpoint"
+        self.pieces = self.home / "pieces"
         self.states = self.home / "states"
         self._path = self.home / "journal.jsonl"
         self._steps: list[dict[str, Any]] = []
@@ -56,10 +58,10 @@ class Journal:
 
         Of nested mappings the entries are compared.
         """
-        asked = json.loads(json.dumps(asked))
+        asked = json.loads(json.dumps({"journal": VERSION, **asked}))
         if len(self._steps) < 2:
             self._begin_anew()
-            for folder in (self.checkpoint, self.states):
+            for folder in (self.checkpoint, self.pieces, self.states):
                 folder.mkdir()
             self._append({"step": ASKED, **asked})
             return
@@ -75,6 +77,10 @@ class Journal:
     def find(self, step: str) -> dict[str, Any] | None:
         """What a finished step left, or None."""
         return next((entry for entry in self._steps if entry["step"] == step), None)
+
+    def finished(self) -> list[dict[str, Any]]:
+        """What all finished steps left, in their order."""
+        return [entry for entry in self._steps if entry["step"] != ASKED]
 
     def done(self, step: str, **left: Any) -> None:
         """A step is finished: all it wrote must be on the disk already."""
@@ -150,7 +156,7 @@ class Journal:
     def _begin_anew(self) -> None:
         os.truncate(self._path, 0)
         self._steps = []
-        for folder in (self.checkpoint, self.states):
+        for folder in (self.checkpoint, self.pieces, self.states):
             shutil.rmtree(folder, ignore_errors=True)
 
 

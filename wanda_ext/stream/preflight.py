@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,8 +70,8 @@ def needs_of(
 
     Memory: at the start the embeddings with the first block, later two blocks; and the hidden
     states. gram: whether the method reads the inputs' gram matrices, too; update: whether a dense
-    stream runs beside, and blocks are held on all batches. Disk: the checkpoint, and the states
-    twice where they lie in files.
+    stream runs beside, and blocks are held on all batches. Disk: the checkpoint in pieces; beside
+    it the states twice where they lie in files, and after them the largest file as it is joined.
     """
     made = [one.joined_bytes for one in skeleton.stored.values() if isinstance(one, Made)]
     sizes = {name: stored.nbytes for name, stored in skeleton.stored.items()}
@@ -82,10 +83,8 @@ def needs_of(
         max(a + b for a, b in zip(blocks, [*blocks[1:], blocks[-1]], strict=True)),
     )
     memory += max(made, default=0)  # the pieces, beside what they become
-    disk = sum(sizes.values()) + sum(one.nbytes for one in skeleton.unknown.values())
-    if packed:
-        linears = [linear for block in plan for linear in block.linears.values()]
-        disk -= sum(_packed_less(one) for one in linears if f"{one.name}.weight" in sizes)
+    files = _file_bytes(skeleton, plan if packed else ())
+    disk, beside = sum(files.values()), max(files.values())
     if batches is not None:
         width = _hidden_bytes(skeleton)
         tokens = [batch["input_ids"].numel() for batch in batches]
@@ -97,13 +96,13 @@ def needs_of(
             held = max(_held_bytes(block) for block in plan)
             memory += sum(tokens) * (held + 2 * width) + max(_drift_bytes(block) for block in plan)
         if in_files:
-            disk += 2 * states
+            beside = max(beside, 2 * states)
         else:
             memory += states // ranks
     written = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return Needs(
         memory=memory,
-        disk=max(0, int(MARGIN * disk) - written),
+        disk=max(0, int(MARGIN * (disk + beside)) - written),
         free_memory=_free_memory(),
         free_disk=shutil.disk_usage(_existing(folder)).free,
     )
@@ -124,6 +123,26 @@ def check_alone(skeleton: Skeleton, plan: Sequence[PlannedBlock], batch: Batch) 
             raise NamesError(
                 f"the blocks of {type(model).__name__} cannot run alone ({error}); {IN_MEMORY}"
             ) from error
+
+
+def _file_bytes(skeleton: Skeleton, packed: Sequence[PlannedBlock]) -> dict[str, int]:
+    """Of the tensors in each file of the checkpoint, as they are written; `packed`: those blocks
+    whose linears are packed."""
+    less = {
+        f"{linear.name}.weight": _packed_less(linear)
+        for block in packed
+        for linear in block.linears.values()
+    }
+    sizes: Counter[str] = Counter()
+    for group in skeleton.conversion.groups:
+        made = skeleton.stored[skeleton.first(group.first)].dtype  # what is pruned is written so
+        for stored in skeleton.source(group).values():
+            sizes[stored.file.name] += stored.numel * max(stored.dtype.itemsize, made.itemsize)
+        file = group.file_of(group.first, skeleton.files)
+        sizes[file] -= sum(less.get(name, 0) for name in skeleton.made(group))
+    for stored in skeleton.unknown.values():
+        sizes[stored.file.name] += stored.nbytes
+    return sizes
 
 
 def _packed_less(linear: PlannedLinear) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import resource
+import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -19,7 +20,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from wanda_ext.calibration import Batch
-from wanda_ext.files import sync_path, sync_tree
+from wanda_ext.files import sync_tree
 from wanda_ext.interrupt import step
 from wanda_ext.methods import Method, Updated
 from wanda_ext.models import Copies, ExpertSlice
@@ -27,12 +28,12 @@ from wanda_ext.prune import PlannedBlock, prune_block
 from wanda_ext.report import REPORT, LinearReport, PruneReport, note_saved, versions
 from wanda_ext.runner import TwoStreams, Walk
 from wanda_ext.stream.journal import ASKED, Journal
-from wanda_ext.stream.on_disk import COMPLETE, OnDisk, sums_of
+from wanda_ext.stream.on_disk import COMPLETE, REST, OnDisk, bar_over, joined, sums_of
 from wanda_ext.stream.preflight import check_alone, needs_of
 from wanda_ext.stream.ranks import Ranks
 from wanda_ext.stream.skeleton import Skeleton
 from wanda_ext.stream.states import FileStates
-from wanda_ext.stream.writer import Entry, Output
+from wanda_ext.stream.writer import Entry, Output, files_of
 
 Arrivals = dict[str, Callable[[], Tensor]]
 
@@ -62,7 +63,7 @@ class Run:
         self._packed = packed
         self._in_files = in_files
         names = [block.name for block in plan]
-        self._output = Output(skeleton, names, journal.checkpoint, packed)
+        self._output = Output(skeleton, names, journal.checkpoint, journal.pieces, packed)
         self._paths = {id(module): name for name, module in skeleton.model.named_modules()}
         self._start = time.perf_counter()
         self._last = max(i for i, block in enumerate(plan) if block.targets)
@@ -124,7 +125,7 @@ class Run:
                         self._commit(i, lines, written)
                 step()
 
-    def finish(self, report: PruneReport, code: bool) -> PruneReport:
+    def finish(self, report: PruneReport, code: bool, progress: bool) -> PruneReport:
         """The complete checkpoint appears."""
         report.status = "writing"
         journal = self._journal
@@ -132,21 +133,40 @@ class Run:
             where = journal.checkpoint if journal.checkpoint.exists() else journal.final
             report = PruneReport.load(where / REPORT)
         else:
-            rest = self._output.write_rest()
-            entries = [journal.find(block.name) for block in self._plan]
-            written = [rest, *(entry for entry in entries if entry is not None)]
-            report.left = self._output.finish(written, code)
+            entries = self._join(progress)
+            report.left = self._output.finish(entries, code)
             report.swap = f"wrote {'packed' if self._packed else 'dense weights, with zeros,'}"
             report.status = "complete"
             report.seconds = time.perf_counter() - self._start
             report.peak_memory = self._peak_memory()
             note_saved(report, journal.checkpoint, journal.final, self._packed)
             sync_tree(journal.checkpoint)
-            sums = {rest["file"]: rest["sha256"]}
-            blocks = {entry["file"] for entry in written[1:]}
-            journal.done(COMPLETE, sums=sums_of(journal.checkpoint, sums, blocks))
+            journal.done(COMPLETE, files=sums_of(journal.checkpoint, files_of(entries)))
         journal.finish()
         return report
+
+    def _join(self, progress: bool) -> list[Entry]:
+        """Makes the checkpoint's files of their pieces, which go one file's after the other."""
+        journal = self._journal
+        shutil.rmtree(journal.states, ignore_errors=True)  # makes room: no block runs any more
+        if journal.find(REST) is None:
+            journal.done(REST, **self._output.write_rest(REST))
+        entries = [entry for entry in journal.finished() if "pieces" in entry]
+        left = [file for file in files_of(entries) if journal.find(joined(file)) is None]
+        pieces = [path for file in left for path in (journal.pieces / file).iterdir()]
+        with bar_over("joining", pieces, progress) as bar:
+
+            def seen(count: int) -> None:
+                bar.update(count)
+                step()  # what is half written is no step of the journal
+
+            for file in files_of(entries):
+                if file in left:
+                    digest = self._output.join(file, entries, seen)
+                    journal.done(joined(file), files={file: digest})
+                shutil.rmtree(journal.pieces / file, ignore_errors=True)
+            bar.total = bar.n  # a file's header is shorter than those of its pieces
+        return entries
 
     def _asked(self) -> dict[str, Any]:
         """All that the result depends on, beside the arguments."""
@@ -258,10 +278,8 @@ class Run:
 
         def enter() -> None:
             assert written is not None
-            entry = written.result()
-            sync_path(self._journal.checkpoint)
             told = [asdict(line) for line in lines]
-            self._journal.done(self._plan[index].name, lines=told, **entry)
+            self._journal.done(self._plan[index].name, lines=told, **written.result())
 
         self._ranks.at_first(enter)
 

@@ -33,8 +33,8 @@ from wanda_ext.stream.meta_model import IN_MEMORY, NamesError, empty_model
 class Skeleton:
     """`model` on the meta device; `stored`: where its tensors lie, by their names in the model.
 
-    Of tensors that share one parameter `stored` has the first. `unknown`: stored tensors that the
-    model's class does not know, by their names in the files.
+    Of tensors that share one parameter `stored` has the first. `files`: where all stored tensors
+    lie, by their names in the files; `unknown`: those that the model's class does not know.
     """
 
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype | None, trust: bool) -> None:
@@ -43,21 +43,21 @@ class Skeleton:
         self.checkpoint = checkpoint
         self.folder = checkpoint.folder
         self.asked = dtype
-        self._files = checkpoint.stored()
-        stored = (one.dtype for one in self._files.values() if one.dtype.is_floating_point)
+        self.files = checkpoint.stored()
+        stored = (one.dtype for one in self.files.values() if one.dtype.is_floating_point)
         self.model = empty_model(checkpoint, dtype, next(stored, None), trust)
         self._tensors: dict[str, Tensor] = self.model.state_dict(keep_vars=True)
         self._first: dict[int, str] = {}  # of tensors that share a parameter
         for name, tensor in self._tensors.items():
             self._first.setdefault(id(tensor), name)
-        self.conversion = Conversion(self.model, self._files)
+        self.conversion = Conversion(self.model, self.files)
         self.model._weight_conversions = self.conversion.used  # as from_pretrained leaves it
         self._made: dict[str, list[str]] = {}  # what each group makes, by its first
         self.stored = {
             name: replace(stored, dtype=self._dtype(name)) if isinstance(stored, Stored) else stored
-            for name, stored in self._match(self._files).items()
+            for name, stored in self._match(self.files).items()
         }
-        self.unknown = {name: self._files[name] for name in self.conversion.unknown}
+        self.unknown = {name: self.files[name] for name in self.conversion.unknown}
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
         """The stored tensors of these names; what is made together is read once."""
@@ -100,7 +100,7 @@ class Skeleton:
 
     def source(self, group: Group) -> dict[str, Stored]:
         """A group as it is in the files; of another dtype where that was asked."""
-        parts = {name: self._files[name] for name in group.names}
+        parts = {name: self.files[name] for name in group.names}
         if self.asked is None:
             return parts
         dtype = self._dtype(group.first)

@@ -71,18 +71,19 @@ def prune_checkpoint(
 ) -> PruneReport:
     """Prunes the safetensors checkpoint in `src` into the new directory `dst`, block by block.
 
-    Pruned tensors are those that prune_model would make, bit for bit; one file a block. Every other
-    tensor, known to the model's class or not, goes along as it is, under its name, and so does
-    every other file except weights in another form, links that lead out of `src` and, without
-    trust_remote_code, code; the report's `left` names them. config.json changes only in its
-    quantization_config and dtype.
+    Pruned tensors are those that prune_model would make, bit for bit. Every other tensor, known to
+    the model's class or not, goes along as it is, under its name, and each lies in the file that
+    has it in `src`. So does every other file go along except weights in another form, links that
+    lead out of `src` and, without trust_remote_code, code; the report's `left` names them.
+    config.json changes only in its quantization_config and dtype.
 
     Takes the memory of two blocks, the embeddings, and the hidden states of the calibration data:
     those lie in files beside `dst` with states="files". An update takes the states twice, and what
-    one block holds of all batches in memory. dtype: of the weights; default: as stored. packed:
-    pruned linears packed. tokenizer: default: the one in `src`. trust_remote_code: whether code
-    that came with the checkpoint, or with the tokenizer, may run, and goes along. The rest is as
-    in prune_model.
+    one block holds of all batches in memory. On the disk it takes the checkpoint and, until it is
+    complete, its largest file once more. dtype: of the weights; default: as stored. packed: pruned
+    linears packed. tokenizer: default: the one in `src`. trust_remote_code: whether code that came
+    with the checkpoint, or with the tokenizer, may run, and goes along. The rest is as in
+    prune_model.
 
     A run that was stopped in any way, kill -9 included, is finished by the same call: its blocks
     are not pruned again, unless their files are missing or damaged: each is read once and its
@@ -162,7 +163,7 @@ def prune_checkpoint(
         done, first = ranks.at_first(lambda: run.begin(report.arguments, progress))
         with held_back(), preserved(skeleton.model), _told(report, journal):
             run.blocks(done, first, report, progress)
-            report = ranks.at_first(lambda: run.finish(report, trust_remote_code))
+            report = ranks.at_first(lambda: run.finish(report, trust_remote_code, progress))
     return report
 
 

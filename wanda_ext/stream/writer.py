@@ -1,8 +1,15 @@
-"""The checkpoint that a streamed prune writes: one file a block, one for all else, an index."""
+"""The checkpoint that a streamed prune writes: its files are those of the source.
+
+A tensor lies in the file that had it there, and a new one where that of which it is made lay. Such
+a file takes tensors of many blocks, so that every block first writes pieces, one for each file it
+has tensors in: pieces/FILE/BLOCK.safetensors. In the end the pieces of a file are joined.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import shutil
+from collections import defaultdict
+from collections.abc import Callable, Container, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,23 +27,26 @@ from wanda_ext.checkpoint import (
     copy_other_files,
     stay_dense,
     write_config,
-    write_json,
+    write_index,
 )
-from wanda_ext.files import Stored, stored_tensors, write_shard
+from wanda_ext.files import Stored, is_plain, stored_tensors, sync_path, write_shard
 from wanda_ext.packed import FORMATS, PackedLinear, looks_dense, pack, stored_linears
 from wanda_ext.packed.bitmap import LOOKED_AT
 from wanda_ext.stream.skeleton import Skeleton
 
-Entry = dict[str, Any]  # of the journal: what a file holds
+Entry = dict[str, Any]  # of the journal: what a step left
 
 
 class Output:
-    """Writes into `folder`; `blocks` are the names of the blocks, in order."""
+    """Writes into `folder`, by way of `pieces`; `blocks` are the names of the blocks, in order."""
 
-    def __init__(self, skeleton: Skeleton, blocks: list[str], folder: Path, packed: bool) -> None:
+    def __init__(
+        self, skeleton: Skeleton, blocks: list[str], folder: Path, pieces: Path, packed: bool
+    ) -> None:
         self._skeleton = skeleton
         self._blocks = blocks
         self._folder = folder
+        self._pieces = pieces
         self._packed = packed
         self._linears = {
             name: module
@@ -46,20 +56,21 @@ class Output:
         self._reasons = stay_dense(skeleton.model)
 
     def write_block(self, index: int, tensors: Mapping[str, Tensor], changed: set[str]) -> Entry:
-        """What to remember of the file, once it is on the disk. changed: those that are not, or may
-        not be, what the source holds."""
-        groups = self._skeleton.groups(self._blocks[index])
-        return self._write(index + 1, groups, tensors, changed)
+        """What to remember of a block's pieces, once they are on the disk. changed: those that are
+        not, or may not be, what the source holds."""
+        name = self._blocks[index]
+        return self._write(name, self._skeleton.groups(name), tensors, changed)
 
-    def write_rest(self) -> Entry:
-        """All that is in no block, as it is."""
+    def write_rest(self, step: str) -> Entry:
+        """The pieces of all that is in no block, as it is."""
         skeleton = self._skeleton
         groups = skeleton.groups_outside(self._blocks)
-        return self._write(0, groups, skeleton.stored, set(), skeleton.unknown)
+        return self._write(step, groups, skeleton.stored, set(), skeleton.unknown)
 
     def read_block(self, entry: Entry) -> dict[str, Tensor]:
         """The tensors of a block that was written, dense."""
-        stored = stored_tensors([self._folder / entry["file"]])
+        pieces = [piece_file(self._pieces, file, entry["step"]) for file in entry["pieces"]]
+        stored = stored_tensors(pieces)
         read: dict[str, Callable[[], Tensor]] = {name: one.read for name, one in stored.items()}
         for kind in FORMATS if entry["packed"] else ():
             for name, parts in stored_linears(stored, kind).items():
@@ -72,33 +83,48 @@ class Output:
                 tensors[f"{name}.weight"] = tensors[f"{name}.weight"].T.contiguous()
         return tensors
 
-    def finish(self, entries: Iterable[Entry], code: bool) -> dict[str, str]:
-        """Index, config and the source's other files; name -> why, of those that are left."""
-        entries = list(entries)
+    def join(self, file: str, entries: Iterable[Entry], seen: Callable[[int], object]) -> str:
+        """Makes a file of the checkpoint of all its pieces; its sha256, once it is on the disk.
+
+        seen(count) is told of the bytes as they are written.
+        """
+        steps = [entry["step"] for entry in entries if file in entry["pieces"]]
+        stored = stored_tensors(piece_file(self._pieces, file, step) for step in steps)
+        digest = write_shard(self._folder / file, stored, seen=seen).sha256
+        sync_path(self._folder)
+        return digest
+
+    def finish(self, entries: list[Entry], code: bool) -> dict[str, str]:
+        """Index, config and the source's other files, beside the joined ones; name -> why, of those
+        that are left."""
         skeleton = self._skeleton
         source = skeleton.checkpoint
-        done = {*source.files().values(), INDEX}
-        left = copy_other_files(source.folder, self._folder, code, done)
+        files = files_of(entries)
+        _keep_only(self._folder, files)
+        left = copy_other_files(
+            source.folder, self._folder, code, {*source.files().values(), INDEX}
+        )
+        config = self._quantization_config(entries).to_dict() if self._packed else None
+        write_config(self._folder, source.config, skeleton.asked, config)
+        stored = stored_tensors(self._folder / file for file in files)
+        layout = {name: one.file.name for name, one in stored.items()}
+        size = sum(one.nbytes for one in stored.values())
         parameters = skeleton.model.num_parameters()
         parameters += sum(entry["parameters"] for entry in entries)
-        entry = self._quantization_config(entries).to_dict() if self._packed else None
-        write_config(self._folder, source.config, skeleton.asked, entry)
-        total = sum(entry["bytes"] for entry in entries)
-        layout = {name: entry["file"] for entry in entries for name in entry["names"]}
-        metadata = {"total_parameters": parameters, "total_size": total}
-        write_json(self._folder / INDEX, {"metadata": metadata, "weight_map": layout})
+        write_index(self._folder, source, layout, size, parameters, {} if self._packed else None)
         return left
 
     def _write(
         self,
-        number: int,
+        step: str,
         groups: Iterable[Group],
         tensors: Mapping[str, Tensor | Stored | Made],
         changed: set[str],
         more: Mapping[str, Stored] | None = None,
     ) -> Entry:
-        file = f"model-{number + 1:05d}-of-{len(self._blocks) + 1:05d}.safetensors"
-        saved: dict[str, Tensor | Stored] = dict(more or {})
+        files: dict[str, dict[str, Tensor | Stored]] = defaultdict(dict)
+        for name, one in (more or {}).items():
+            files[one.file.name][name] = one
         packed: dict[str, tuple[str, dict[str, int]]] = {}
         dense: dict[str, str] = {}
         parameters = 0
@@ -115,14 +141,22 @@ class Output:
                     packed[name] = kind.FORMAT, kind.options(parts)
                     parameters -= self._linears[name].weight.numel()
                     parameters += sum(t.numel() for s, t in parts.items() if s in kind.PARAMETERS)
+            saved: Mapping[str, Tensor | Stored] = self._skeleton.source(group)
             if inside or changed & {self._skeleton.first(name) for name in made}:
                 now = {n: t if isinstance(t, Tensor) else t.read() for n, t in made.items()}
-                saved |= self._skeleton.conversion.saved(group, now, inside)
-            else:
-                saved |= self._skeleton.source(group)
-        size, digest = write_shard(self._folder / file, saved)
-        told = {"packed": packed, "dense": dense, "parameters": parameters}
-        return {"file": file, "bytes": size, "sha256": digest, "names": list(saved), **told}
+                saved = self._skeleton.conversion.saved(group, now, inside)
+            for name, tensor in saved.items():
+                files[group.file_of(name, self._skeleton.files)][name] = tensor
+        pieces = {file: self._write_piece(file, step, here) for file, here in files.items()}
+        sync_path(self._pieces)
+        return {"pieces": pieces, "packed": packed, "dense": dense, "parameters": parameters}
+
+    def _write_piece(self, file: str, step: str, tensors: Mapping[str, Tensor | Stored]) -> str:
+        path = piece_file(self._pieces, file, step)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        digest = write_shard(path, tensors).sha256
+        sync_path(path.parent)
+        return digest
 
     def _packable(self, made: Iterable[str]) -> list[str]:
         names = (name.removesuffix(".weight") for name in made if self._packed)
@@ -155,3 +189,25 @@ class Output:
 
 def _unpacked(kind: type[PackedLinear], stored: Mapping[str, Stored]) -> Tensor:
     return kind.unpack({short: one.read() for short, one in stored.items()})
+
+
+def piece_file(pieces: Path, file: str, step: str) -> Path:
+    """Where a step's piece of a file lies. Raises ValueError for what is no name of a file."""
+    if not is_plain(file):
+        raise ValueError(
+            f"{pieces.parent}: the journal names {file!r}, which is no file of a checkpoint: pass "
+            "resume=False to start anew"
+        )
+    return pieces / file / f"{step}.safetensors"
+
+
+def files_of(entries: Iterable[Entry]) -> list[str]:
+    """The checkpoint's files of tensors, by the pieces that there are."""
+    return sorted({file for entry in entries for file in entry["pieces"]})
+
+
+def _keep_only(folder: Path, files: Container[str]) -> None:
+    """Removes all else: a run that was killed may have written half of it."""
+    for path in folder.iterdir():
+        if path.name not in files:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
