@@ -11,7 +11,7 @@ from tiny_models import padded_batches, tiny_model, tiny_tokenizer, token_ids
 
 from wanda_ext.calibration import text as calibration_text
 from wanda_ext.calibration.batches import calibration_batches
-from wanda_ext.calibration.held_out import held_out_batches, perplexity_of
+from wanda_ext.calibration.held_out import held_out_batches, perplexity_of, token_losses
 from wanda_ext.models.blocks import preserved
 from wanda_ext.quality.evaluate import perplexity
 
@@ -134,3 +134,22 @@ def test_windows_of_a_mixture_are_held_out_by_its_shares(tmp_path):
     assert ["a" in text for text in decoded] == [True, False, False, False]
     assert all(row[0] == options["tokenizer"].bos_token_id for row in held)
     assert not any(row in drawn for row in held)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_losses_are_computed_a_few_tokens_at_a_time(dtype, monkeypatch):
+    logits = torch.randn(2, 9, 50, generator=torch.Generator().manual_seed(0)).to(dtype)
+    ids = torch.arange(18).view(2, 9)
+    expected = torch.nn.functional.cross_entropy(
+        logits.float().transpose(1, 2), ids, reduction="none"
+    )
+    seen = []
+    plain = torch.nn.functional.cross_entropy
+    monkeypatch.setattr(
+        torch.nn.functional,
+        "cross_entropy",
+        lambda x, *a, **k: seen.append(len(x)) or plain(x, *a, **k),
+    )
+    monkeypatch.setattr("wanda_ext.calibration.held_out.LOGITS_AT_ONCE", 200)
+    torch.testing.assert_close(token_losses(logits, ids), expected)
+    assert seen == [4, 4, 4, 4, 2]

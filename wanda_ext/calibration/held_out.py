@@ -16,6 +16,8 @@ from wanda_ext.calibration.batches import Batch, calibration_batches
 from wanda_ext.calibration.mixture import shares_of, split
 from wanda_ext.interrupt import step
 
+LOGITS_AT_ONCE = 1 << 22  # 16 MiB in fp32
+
 
 def held_out_batches(
     calib: Any,
@@ -88,15 +90,32 @@ def perplexity_of(model: Any, batches: Sequence[Batch], device: torch.device | N
         for batch in batches:
             step()
             here = {key: tensor.to(home) for key, tensor in batch.items()}
-            logits = model(**here, use_cache=False).logits[:, :-1].float()
+            logits = model(**here, use_cache=False).logits[:, :-1]
             ids = here["input_ids"][:, 1:].to(logits.device)
-            loss = nn.functional.cross_entropy(logits.transpose(1, 2), ids, reduction="none")
+            loss = token_losses(logits, ids)
             keep = torch.ones_like(ids)
             if "attention_mask" in here:
                 keep = here["attention_mask"][:, 1:].to(keep)
             losses += ((loss * keep).sum(dim=1) / keep.sum(dim=1).clamp_min(1)).tolist()
     mean = sum(losses) / len(losses)
     return math.exp(mean) if mean < math.log(torch.finfo(torch.float64).max) else math.inf
+
+
+def token_losses(logits: Tensor, ids: Tensor) -> Tensor:
+    """The cross entropy of each token in fp32, some tokens at a time: copies of all logits would
+    take several times their memory where the vocabulary is large.
+
+    Shapes: logits [..., tokens, vocabulary], ids [..., tokens] int64 -> [..., tokens] float32.
+    """
+    rows, targets = logits.flatten(0, -2), ids.flatten()
+    at_once = max(1, LOGITS_AT_ONCE // rows.shape[-1])
+    losses = [
+        nn.functional.cross_entropy(some.float(), these, reduction="none")
+        for some, these in zip(
+            torch.split(rows, at_once), torch.split(targets, at_once), strict=True
+        )
+    ]
+    return torch.cat(losses).view(ids.shape)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from wanda_ext.report import LinearReport
 from wanda_ext.runner import kernel_device
 
 UNSEEN = "read without being called, so that its inputs are not seen"
-SCORED_AT_ONCE = 1 << 20  # weights, so that the temporary stays in the cache
+SCORED_AT_ONCE = 1 << 18  # weights, so that the temporary stays in the cache
 
 
 @dataclass
@@ -95,7 +95,7 @@ def _prune(
             raise ValueError(f"{linear.name}: {error}") from error
         _synchronize(device)
         seconds = perf_counter() - start
-        zeros = (weight.numel() - weight.count_nonzero()).double()
+        zeros = (weight.numel() - _bits(weight).count_nonzero()).double()
         before = before.t() if is_transposed(linear.module) else before
         norm = None if inputs is None else inputs.norm
         numbers = torch.stack([*_scores(before, weight, norm), zeros])
@@ -125,10 +125,17 @@ def _scores(before: Tensor, after: Tensor, norm: Tensor | None) -> Tensor:
     at_once = max(1, SCORED_AT_ONCE // after.shape[1])
     sums = after.new_zeros(2, dtype=torch.float64)
     for was, now in zip(torch.split(before, at_once), torch.split(after, at_once), strict=True):
-        score = was.to(after.device).abs().float()
-        both = torch.stack([torch.where(now != 0, score, 0.0) @ norm, score @ norm])
-        sums += both.sum(dim=1, dtype=torch.float64)
+        score = was.to(after.device, torch.float32, copy=True).abs_()
+        every = (score @ norm).sum(dtype=torch.float64)
+        score *= _bits(now) != 0
+        sums += torch.stack([(score @ norm).sum(dtype=torch.float64), every])
     return sums
+
+
+def _bits(weight: Tensor) -> Tensor:
+    """A pruned weight as integers, which are 0 where it is (no op leaves a -0.0): many times faster
+    to count and compare than 16-bit floats."""
+    return weight.view({2: torch.int16, 4: torch.int32}[weight.itemsize])
 
 
 def _synchronize(device: torch.device) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from wanda_ext.calibration import MAX_SEQLEN, Protocol, leading_ids
+from wanda_ext.calibration import MAX_SEQLEN, Protocol, leading_ids, token_losses
 from wanda_ext.models import context_of, in_eval_mode
 
 WIKITEXT2 = ("Salesforce/wikitext", "wikitext-2-raw-v1")
@@ -57,8 +57,8 @@ def perplexity(model: nn.Module, ids: Tensor, seqlen: int, *, progress: bool = F
     with in_eval_mode(model):
         for i in tqdm(range(windows), "evaluating", unit="window", disable=not progress):
             window = tokens[i * seqlen : (i + 1) * seqlen].to(embedding.weight.device)
-            logits = model(input_ids=window[None], use_cache=False).logits[0, :-1].float()
-            loss = nn.functional.cross_entropy(logits, window[1:].to(logits.device)).item()
+            logits = model(input_ids=window[None], use_cache=False).logits[0, :-1]
+            loss = token_losses(logits, window[1:].to(logits.device)).mean().item()
             if not math.isfinite(loss):
                 raise ValueError(f"model: its loss in window {i} of {windows} is {loss}")
             total += loss
