@@ -3,7 +3,7 @@
 Two models (real_sources.py tells what they are), or one of your own with --model. Calibration:
 32 windows of 512 tokens of a book of political prose ("faq"), or of both kinds, half of each
 ("mixed": with "manual", a system administrator's handbook). Judged on 32 held-out windows of 512
-of both, and of a kind that no calibration has ("code"); windows start as the model expects.
+of both, some also on a kind that no calibration has ("code"); windows start as the model expects.
 
 A cell is one prune. It is stored in results/real_models.json when it is done, and not done again;
 `--list` shows the cells, `--cells GLOB` picks some. `--small`: two patterns on eight windows, in
@@ -62,6 +62,13 @@ class Cell:
     protocol: str = "model"
 
     @property
+    def texts(self) -> tuple[str, ...]:
+        """What it is judged on; a kind that no calibration has only where that tells something."""
+        shown = self.method in ("dense", "wanda", "corrected") and not self.seed
+        with_code = shown and self.pattern in ("dense", "2:4", "16:32")
+        return ("faq", "manual", "code") if with_code else ("faq", "manual")
+
+    @property
     def name(self) -> str:
         words = [self.model, self.pattern, self.method]
         words += [self.calib] * (self.calib != "faq") + ["repaired"] * self.repaired
@@ -116,9 +123,15 @@ class Bench:
         protocol = cell.protocol if cell.method == "dense" else "model"
         row["perplexity"] = {
             name: evaluate_text(
-                model, self.tokenizer, text, SEQLEN, windows=self.windows, protocol=protocol
+                model,
+                self.tokenizer,
+                self.texts[name],
+                SEQLEN,
+                windows=self.windows,
+                protocol=protocol,
             ).perplexity
-            for name, text in self.texts.items()
+            for name in cell.texts
+            if name in self.texts
         }
         return row
 
