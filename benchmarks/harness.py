@@ -160,11 +160,12 @@ def environment() -> dict[str, Any]:
     }
 
 
-def save(file_name: str, results: dict[str, Any]) -> Path:
-    """Writes benchmarks/results/<file_name> and prints the same JSON as the last line."""
+def save(file_name: str, results: dict[str, Any], show: bool = True) -> Path:
+    """Writes benchmarks/results/<file_name> and, with `show`, prints the JSON as the last line."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / file_name
     payload = {"environment": environment(), **results}
     path.write_text(json.dumps(payload, indent=1, default=asdict) + "\n")
-    print(json.dumps(payload, default=asdict))
+    if show:
+        print(json.dumps(payload, default=asdict))
     return path

@@ -54,6 +54,7 @@ MORE_TESTS = {
     "house",
     "init",
     "checkpoint/mutants",
+    "prune/golden_masks",
     "models/families",
 }  # of no module, or of all
 
