@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 import re
 import shlex
 from html.parser import HTMLParser
@@ -10,19 +10,25 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from command_line import prune
-from models_24 import dense_wide
-from pages import NASTY, large_report, small_report
+from models_24 import dense_wide, wide_model
+from pages import NASTY, large_report, linears, small_report
 from streamed import tensors_of
 from tiny_models import tiny_tokenizer
 
+import wanda_ext
 from wanda_ext.cli.main import _parser
-from wanda_ext.methods import Corrected
+from wanda_ext.methods import METHODS, Corrected, get_method
 from wanda_ext.packed.formats import FORMATS
 from wanda_ext.report import page
-from wanda_ext.report.page import load_command, measure_command, reproduce_command
-from wanda_ext.report.report import PruneReport
+from wanda_ext.report.commands import load_command, measure_command, reproduce_command
+from wanda_ext.report.plots import heat_map
+from wanda_ext.report.report import LinearReport, PruneReport
 from wanda_ext.report.saved import note_saved
+from wanda_ext.report.sizes import whole_bytes, written_bytes
+from wanda_ext.report.tables import size
+from wanda_ext.report.words import METHOD_WORDS, lead
 
 
 class Text(HTMLParser):
@@ -70,10 +76,98 @@ def test_every_linear_and_figure_is_there():
     report = small_report()
     text = page.html(report)
     pieces = set(Text(text).text)
+    assert report.runner not in pieces and "Each block ran by itself." in pieces
     assert {line.name for line in report.linears} <= pieces
     assert {"12.5 → 13.25", "1.06 times the dense one, on 4,096 held-out tokens"} <= pieces
     assert {"The gate holds.", "restored by the gate", "2.1.0", "phase", "1.50 s"} <= pieces
     assert text.count("not measured") >= 2  # of the packed kernels' times
+
+
+def text_of(report: PruneReport) -> str:
+    """What a reader sees, with a space between the pieces."""
+    return " ".join(" ".join(Text(page.html(report)).text).split())
+
+
+def test_words_are_plain():
+    report = small_report()
+    report.arguments |= {"tokens": [1, 8], "packed": True, "device": None}
+    told = text_of(report)
+    assert "Wanda at 2:4: complete." in told and "Corrected" not in told
+    assert "Wanda(" not in told and "None" not in told and "False" not in told
+    assert "method wanda" in told and "tokens 1, 8" in told and "swap no" in told
+    report.arguments["update"] = repr(Corrected())
+    told = text_of(report)
+    assert "Wanda at 2:4, then corrected: complete." in told and "update corrected" in told
+    assert "make up for what pruning did" in told
+    report.arguments["update"] = repr(Corrected(ridge=1.0))
+    assert "then Corrected(ridge=1.0, " in text_of(report)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_has_words(name: str):
+    report = PruneReport(arguments={"method": repr(get_method(name)), "sparsity": "2:4"})
+    assert lead(report).startswith(f"{METHOD_WORDS[name]} at 2:4")
+
+
+def test_what_a_model_writes_stands_side_by_side():
+    report = small_report()
+    told = text_of(report)
+    assert "What it writes dense Once <upon> a time pruned Once <upon> & again dense Two" in told
+    report.continuations = {"left_out": "it takes <long>"}
+    assert "What it writes Left out: it takes <long>." in text_of(report)
+    report.continuations = {}
+    assert "What it writes" not in text_of(report)
+
+
+def test_what_was_left_is_named():
+    report = small_report()
+    assert "Not taken along file why old.bin weights in another form" in text_of(report)
+    report.left = {}
+    assert "Not taken along" not in text_of(report)
+
+
+def test_a_constant_is_a_sentence_and_no_map():
+    report = PruneReport(linears(4))
+    assert "Share of zeros: 50.00% in every linear." in text_of(report)
+    assert Text(page.html(report)).tags.count("svg") == 1
+    report.linears[0].reached = 0.5002  # as where the dense weights hold a few zeros
+    assert "Share of zeros: 50.00% to 50.02% in every linear." in text_of(report)
+    report.linears[0].reached = 0.49
+    assert Text(page.html(report)).tags.count("svg") == 2
+
+
+def test_maps_of_what_is_not_finite():
+    assert "not finite in every linear" in heat_map("Error", "", {"a.0.q": math.inf})
+    assert "0.00% in every linear" in heat_map("Error", "", {"a.0.q": 0.0, "a.1.q": 0.0})
+    one = heat_map("Error", "", {"a.0.q": 0.5, "a.1.q": math.nan})
+    assert "block 1, q: not finite" in one and "block 0, q: 50.00%" in one
+
+
+def test_the_whole_model_stands_beside_the_linears():
+    report = small_report()
+    weights = [line.weights for line in report.linears]
+    for line in report.linears:
+        line.stored_bytes = line.weights * 9 // 8
+    dense, saved = 2 * sum(weights), 9 * sum(weights) // 8
+    assert whole_bytes(report) == (2 * 10**9 - saved + dense, 2 * 10**9)
+    told = text_of(report)
+    restored = report.linears[6].weights
+    part = f"pruned linears {(sum(weights) - restored) / 1e6:,.1f} M 50.00%"
+    assert part in told and "56.25%" in told
+    assert f"{size(2 * 10**9)} of {size(2 * 10**9 - saved + dense)} dense, the whole model" in told
+    assert "whole model 1,000.0 M" in told and "head.weight is embed.weight" in told
+    assert "Saved dense" not in told
+    report.saved["packed"] = False
+    assert "Saved dense, zeros take as much space" in text_of(report)
+
+
+def test_long_tables_are_closed():
+    parsed = Text(page.html(small_report()))
+    closed = [text for text in parsed.text if text.startswith("All ")]
+    assert closed == ["All 21 linears"]
+    parsed = Text(page.html(large_report()))
+    assert {"All 560 linears", "All 80 blocks"} <= set(parsed.text)
+    assert "<details open" not in page.html(large_report())
 
 
 def test_what_is_not_known_is_said():
@@ -98,23 +192,25 @@ def test_a_page_can_be_made_again(tmp_path: Path):
 
 
 def test_saving_enters_what_was_written(tmp_path: Path):
-    (tmp_path / "model.safetensors").write_bytes(b"x" * 1234)
-    report = small_report()
-    config = {"modules": [report.linears[0].name], "bitmap": {report.linears[1].name: 7}}
-    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": config}))
+    model = wide_model("mixed", "llama")
+    modules = {n: m for n, m in model.named_modules() if n.endswith("_proj")}
+    report = PruneReport(
+        [LinearReport(n, tuple(m.weight.shape), "bfloat16", "50%", 0.5) for n, m in modules.items()]
+    )
+    report.linears[0].name = "an expert"  # which is no module
+    wanda_ext.save_pretrained(model, tmp_path, packed=True)
+    written = [file.stat().st_size for file in tmp_path.glob("*.safetensors")]
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"of something else")
     note_saved(report, tmp_path, Path("final name"), packed=True)
-    n, k = report.linears[0].shape
-    assert [line.stored for line in report.linears[:3]] == ["2:4", "bitmap", ""]
-    assert report.linears[0].stored_bytes == n * k // 2 * 2 + n * k // 8
-    n, k = report.linears[1].shape
-    records = n * k // 32
-    assert report.linears[1].stored_bytes == records * 36 + 16 + 4 * (n + 1) + 7 * 4
-    dense = sum(2 * line.weights for line in report.linears[2:])
-    stored = report.linears[0].stored_bytes + report.linears[1].stored_bytes
-    assert page.written_bytes(report) == stored + dense
-    assert report.saved == {"directory": "final name", "packed": True, "bytes": 1234}
+    kinds = ["" if "q_proj" in n else "2:4" if "mlp" in n else "bitmap" for n in modules]
+    assert [line.stored for line in report.linears] == kinds and len(kinds) == 7
+    assert report.swap == (
+        "saved 6 of 7 pruned linears packed; an expert: a part of a fused weight, which stays dense"
+    )
+    assert report.saved == {"directory": "final name", "packed": True, "bytes": sum(written)}
     assert PruneReport.load(tmp_path / "report.json") == report
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == page.html(report)
+    assert not list(tmp_path.glob(".*.partial"))
 
 
 @pytest.mark.parametrize("where", [[], ["--in-memory"]])
@@ -134,8 +230,15 @@ def test_bytes_of_packed_linears_are_those_of_the_files(
     for line in report.linears:
         names = {f"{line.name}.{part}" for kind in FORMATS for part in kind.TENSORS}
         assert line.stored_bytes == sum(tensors[name].nbytes for name in names & tensors.keys())
-    assert page.written_bytes(report) == sum(line.stored_bytes for line in report.linears)
-    assert report.saved["bytes"] == sum(f.stat().st_size for f in out.glob("*.safetensors"))
+    assert written_bytes(report.linears) == sum(line.stored_bytes for line in report.linears)
+    before, after = (
+        sum(f.stat().st_size for f in folder.glob("*.safetensors"))
+        for folder in (tmp_path / "dense", out)
+    )
+    dense, saved = whole_bytes(report)
+    assert saved == after < before and abs(dense - before) < 16384  # headers
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "dense")
+    assert report.model_weights == model.num_parameters() and report.shared == []
     runs = {(row["m"], row["path"]) for row in report.kernels}
     assert runs == {(1, "cpu"), (8, "cpu"), (2048, "cpu")} or torch.cuda.is_available()
 

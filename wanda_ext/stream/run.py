@@ -136,7 +136,6 @@ class Run:
             entries = [journal.find(block.name) for block in self._plan]
             written = [rest, *(entry for entry in entries if entry is not None)]
             report.left = self._output.finish(written, code)
-            report.swap = f"wrote {'packed' if self._packed else 'dense weights, with zeros,'}"
             report.status = "complete"
             report.seconds = time.perf_counter() - self._start
             report.peak_memory = self._peak_memory()
