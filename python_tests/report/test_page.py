@@ -4,31 +4,17 @@ from __future__ import annotations
 
 import math
 import re
-import shlex
 from html.parser import HTMLParser
 from pathlib import Path
 
-import pytest
-import torch
-import transformers
-from command_line import prune
-from models_24 import dense_wide, wide_model
 from pages import NASTY, large_report, linears, small_report
-from streamed import tensors_of
-from tiny_models import tiny_tokenizer
 
-import wanda_ext
-from wanda_ext.cli.main import _parser
-from wanda_ext.methods import METHODS, Corrected, get_method
-from wanda_ext.packed.formats import FORMATS
+from wanda_ext.methods import Corrected
 from wanda_ext.report import page
-from wanda_ext.report.commands import load_command, measure_command, reproduce_command
 from wanda_ext.report.plots import heat_map
-from wanda_ext.report.report import LinearReport, PruneReport
-from wanda_ext.report.saved import note_saved
-from wanda_ext.report.sizes import whole_bytes, written_bytes
+from wanda_ext.report.report import PruneReport
+from wanda_ext.report.sizes import whole_bytes
 from wanda_ext.report.tables import size
-from wanda_ext.report.words import METHOD_WORDS, lead
 
 
 class Text(HTMLParser):
@@ -101,12 +87,6 @@ def test_words_are_plain():
     assert "make up for what pruning did" in told
     report.arguments["update"] = repr(Corrected(ridge=1.0))
     assert "then Corrected(ridge=1.0, " in text_of(report)
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_every_method_has_words(name: str):
-    report = PruneReport(arguments={"method": repr(get_method(name)), "sparsity": "2:4"})
-    assert lead(report).startswith(f"{METHOD_WORDS[name]} at 2:4")
 
 
 def test_what_a_model_writes_stands_side_by_side():
@@ -189,88 +169,3 @@ def test_a_page_can_be_made_again(tmp_path: Path):
     report.save(tmp_path / "report.json")
     page.write(PruneReport.load(tmp_path / "report.json"), tmp_path / "again.html")
     assert (tmp_path / "again.html").read_text(encoding="utf-8") == page.html(report)
-
-
-def test_saving_enters_what_was_written(tmp_path: Path):
-    model = wide_model("mixed", "llama")
-    modules = {n: m for n, m in model.named_modules() if n.endswith("_proj")}
-    report = PruneReport(
-        [LinearReport(n, tuple(m.weight.shape), "bfloat16", "50%", 0.5) for n, m in modules.items()]
-    )
-    report.linears[0].name = "an expert"  # which is no module
-    wanda_ext.save_pretrained(model, tmp_path, packed=True)
-    written = [file.stat().st_size for file in tmp_path.glob("*.safetensors")]
-    (tmp_path / "adapter_model.safetensors").write_bytes(b"of something else")
-    note_saved(report, tmp_path, Path("final name"), packed=True)
-    kinds = ["" if "q_proj" in n else "2:4" if "mlp" in n else "bitmap" for n in modules]
-    assert [line.stored for line in report.linears] == kinds and len(kinds) == 7
-    assert report.swap == (
-        "saved 6 of 7 pruned linears packed; an expert: a part of a fused weight, which stays dense"
-    )
-    assert report.saved == {"directory": "final name", "packed": True, "bytes": sum(written)}
-    assert PruneReport.load(tmp_path / "report.json") == report
-    assert (tmp_path / "report.html").read_text(encoding="utf-8") == page.html(report)
-    assert not list(tmp_path.glob(".*.partial"))
-
-
-@pytest.mark.parametrize("where", [[], ["--in-memory"]])
-@pytest.mark.parametrize(
-    ("sparsity", "stored"), [("16:32", {"bitmap"}), ("0.5", {"bitmap"}), ("2:4", {"2:4"})]
-)
-def test_bytes_of_packed_linears_are_those_of_the_files(
-    sparsity: str, stored: set[str], where: list[str], tmp_path: Path
-):
-    dense_wide(dtype=torch.bfloat16).save_pretrained(tmp_path / "dense")
-    tiny_tokenizer().save_pretrained(tmp_path / "dense")
-    (tmp_path / "text.txt").write_text("a line of text " * 40)
-    out = tmp_path / "out"
-    assert prune(tmp_path / "dense", out, "--sparsity", sparsity, "--packed", *where) == 0
-    report, tensors = PruneReport.load(out / "report.json"), tensors_of(out)
-    assert len(report.linears) == 7 and {line.stored for line in report.linears} == stored
-    for line in report.linears:
-        names = {f"{line.name}.{part}" for kind in FORMATS for part in kind.TENSORS}
-        assert line.stored_bytes == sum(tensors[name].nbytes for name in names & tensors.keys())
-    assert written_bytes(report.linears) == sum(line.stored_bytes for line in report.linears)
-    before, after = (
-        sum(f.stat().st_size for f in folder.glob("*.safetensors"))
-        for folder in (tmp_path / "dense", out)
-    )
-    dense, saved = whole_bytes(report)
-    assert saved == after < before and abs(dense - before) < 16384  # headers
-    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "dense")
-    assert report.model_weights == model.num_parameters() and report.shared == []
-    runs = {(row["m"], row["path"]) for row in report.kernels}
-    assert runs == {(1, "cpu"), (8, "cpu"), (2048, "cpu")} or torch.cuda.is_available()
-
-
-def test_commands_are_those_of_the_command_line():
-    report = small_report()
-    words = shlex.split(reproduce_command(report))
-    assert words[0] == "wanda-ext"
-    asked = _parser().parse_args(words[1:])
-    assert (asked.model, asked.out, asked.calib) == (NASTY, "out dir", "builtin")
-    assert (asked.sparsity, asked.method, asked.nsamples, asked.seed) == ("2:4", "wanda", 16, 3)
-    assert (asked.gate, asked.fallback, asked.repair) == (1.1, True, True)
-    assert asked.packed and asked.ignore == ["*.a b"]
-    assert shlex.split(measure_command(report))[:3] == ["wanda-ext", "eval", NASTY]
-    assert asked.update is None
-    report.arguments["update"] = repr(Corrected())
-    again = _parser().parse_args(shlex.split(reproduce_command(report))[1:])
-    assert again.update == "corrected"
-    compile(load_command(report), "load", "exec")
-    assert "import wanda_ext" in load_command(report) and "'out dir'" in load_command(report)
-
-
-@pytest.mark.parametrize(
-    ("word", "value"),
-    [
-        ("calib", "Tensor"),
-        ("sparsity", "*.q: 2:4"),
-        ("method", "Magnitude(scope='row')"),
-        ("update", "Corrected(ridge=1)"),
-    ],
-)
-def test_what_no_command_can_name_is_told(word, value):
-    report = small_report()
-    report.arguments[word] = value
-    assert reproduce_command(report).startswith(f"# No command can name {word}={value}")
