@@ -1,4 +1,4 @@
-"""report.html: what stands in it, that it is escaped, and its commands."""
+"""report.html: what stands in it, and that it is escaped."""
 
 from __future__ import annotations
 
