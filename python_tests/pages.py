@@ -39,7 +39,9 @@ def linears(blocks: int) -> list[LinearReport]:
 
 def small_report() -> PruneReport:
     """Packed, repaired, gated, one linear restored, with text that must be escaped."""
-    report = PruneReport(linears(3), 10**9, "swapped <nothing>", "each block alone", "complete", 9)
+    report = PruneReport(
+        linears(3), 10**9, "swapped <nothing>", "each block ran by itself", "complete", 9
+    )
     restored = report.linears[6]
     restored.status, restored.reached, restored.score_lost = "restored by the gate", 0.0, 0.0
     names = [f"model.layers.{i}" for i in range(3)]
@@ -64,7 +66,13 @@ def small_report() -> PruneReport:
     about = {"shape": [4096, 4096], "dtype": "bfloat16", "linears": 6, "m": 8}
     unmeasured = {"packed_us": None, "dense_us": None}
     report.kernels = [{**about, "path": "cpu", "why": "packed, on the CPU", **unmeasured}]
-    report.saved = {"directory": "out dir", "packed": True, "bytes": 10**8}
+    report.saved = {"directory": "out dir", "packed": True, "bytes": 2 * 10**9}
+    report.model_weights, report.shared = 10**9, [["embed.weight", "head.weight"]]
+    report.left = {"old.bin": "weights in another form"}
+    texts = [("Once <upon>", " a time\n", " & again"), ("Two", " three", " two")]
+    report.continuations = {
+        "texts": [{"prompt": p, "dense": dense, "pruned": pruned} for p, dense, pruned in texts]
+    }
     report.timings = {"calibration": 0.5, "blocks": 1.5}
     report.versions = {"torch": "2.1.0"}
     report.peak_memory = {"cpu": 2**31}
@@ -83,7 +91,7 @@ def small_report() -> PruneReport:
 
 
 def large_report() -> PruneReport:
-    """80 blocks of 7 linears, with everything that can be drawn."""
+    """80 blocks of 7 linears, with everything that can be drawn, and none of it a constant."""
     report = small_report()
     report.linears = linears(80)
     report.gate["blocks"] = [
@@ -91,8 +99,10 @@ def large_report() -> PruneReport:
             "name": f"model.layers.{block}",
             "own": 0.05,
             "grown": 0.05 + block / 200,
-            "linears": {f"model.layers.{block}.{kind}": 0.01 for kind in KINDS},
+            "linears": {f"model.layers.{block}.{kind}": block / 1000 for kind in KINDS},
         }
         for block in range(80)
     ]
+    for line in report.linears:
+        line.reached = 0.6 if "mlp" in line.name else 0.5
     return report

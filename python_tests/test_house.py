@@ -42,6 +42,7 @@ TESTED_WITH = {  # modules whose tests are in another's file
     "packed/linear": "packed/linear_24",
     "quality/reconstruct": "quality/repair",
     "report/plots": "report/page",
+    "report/style": "report/page",
     "report/tables": "report/page",
     "runner/held": "runner/lockstep",
     "stopped": "prune/prune",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,12 @@ from models_24 import WIDE, wide_model
 from streamed import tensors_of
 
 import wanda_ext
-from wanda_ext.checkpoint.inspection import inspect_checkpoint, pattern_of
+from wanda_ext.checkpoint.inspection import (
+    SCREEN,
+    CheckpointSummary,
+    inspect_checkpoint,
+    pattern_of,
+)
 from wanda_ext.packed.formats import FORMATS
 
 
@@ -35,13 +41,13 @@ def test_pattern_of(rows: list[list[float]], pattern: str) -> None:
     assert pattern_of(torch.tensor(rows)) == pattern
 
 
-def pruned_llama() -> Any:
+def pruned_llama(blocks: int = 1) -> Any:
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         vocab_size=64,
         hidden_size=32,
         intermediate_size=64,
-        num_hidden_layers=1,
+        num_hidden_layers=blocks,
         num_attention_heads=2,
         max_position_embeddings=32,
     )
@@ -67,7 +73,8 @@ def test_dense_and_packed_checkpoints(tmp_path: Path) -> None:
             assert weight.zeros == 0.5
             assert packed[name].nbytes * 16 == weight.nbytes * 9
         else:
-            assert (weight.pattern, packed[name].pattern) == ("dense", "dense")
+            pattern = "-" if "embed" in name else "dense"
+            assert (weight.pattern, packed[name].pattern) == (pattern, pattern)
             assert packed[name].nbytes == weight.nbytes
     text = str(inspect_checkpoint(tmp_path / "packed"))
     assert text.splitlines()[-1].startswith("9 weight matrices, ")
@@ -103,6 +110,41 @@ def test_bitmaps_are_told_with_their_bytes(
     total = sum(w.nbytes for w in summary.weights)
     last = str(summary).splitlines()[-1]
     assert last.startswith(f"{len(summary.weights)} weight matrices, {total} bytes, ")
+
+
+def test_a_screen_holds_a_large_model(tmp_path: Path) -> None:
+    """A line for all of a kind; where kinds are too many, for all of a pattern. str() has all."""
+    model = pruned_llama(blocks=20)
+    model.model.layers[3].mlp.up_proj.weight.data.fill_(1.0)
+    wanda_ext.save_pretrained(model, tmp_path / "model")
+    found = inspect_checkpoint(tmp_path / "model")
+    lines = found.short().splitlines()
+    kinds = [line.split("  ")[0] for line in lines[1:-1]]
+    assert len(lines) == 1 + 7 + 1 + 2 + 1 and lines[-1] == str(found).splitlines()[-1]
+    assert "model.layers.*.mlp.down_proj (20)" in kinds and "lm_head" in kinds
+    assert "model.layers.*.mlp.up_proj (19)" in kinds and "model.layers.3.mlp.up_proj" in kinds
+    assert len(str(found).splitlines()) == 20 * 7 + 2 + 2
+    other = [replace(w, name=f"{w.name}.{'x' * i}") for i, w in enumerate(found.weights)]
+    lines = CheckpointSummary(tuple(other), "a note").short().splitlines()
+    patterns = {" ".join(line.split()[:2]): line.split()[5] for line in lines[1:-2]}
+    assert patterns["several (139)"] == "2:4" and len(patterns) == 3
+    assert lines[-2] == "a note" and len(lines) <= SCREEN
+
+
+def test_embeddings_are_told_by_the_model(tmp_path: Path) -> None:
+    """A padding row of zeros is no pattern. Where no model can be built, a line says so."""
+    model = pruned_llama()
+    model.model.embed_tokens.weight.data[0] = 0
+    wanda_ext.save_pretrained(model, tmp_path / "model")
+    found = inspect_checkpoint(tmp_path / "model")
+    assert {w.name: w.pattern for w in found.weights}["model.embed_tokens"] == "-"
+    assert found.note == ""
+    config = tmp_path / "model" / "config.json"
+    config.write_text(config.read_text().replace('"llama"', '"nobody_knows"'))
+    found = inspect_checkpoint(tmp_path / "model")
+    assert {w.name: w.pattern for w in found.weights}["model.embed_tokens"] == "unstructured"
+    assert "embeddings are not told apart from linears: " in found.short()
+    assert "nobody_knows" in str(found)
 
 
 def test_transposed_weights_are_told(tmp_path: Path) -> None:

@@ -64,6 +64,9 @@ def test_packed_inspect_and_convert(
     assert cli.main(["inspect", str(packed), "--verify"]) == 0
     out = capsys.readouterr().out
     assert "2:4 packed" in out and out.splitlines()[-1] == "ok"
+    assert "up_proj (3)" in out and "model.layers.0.mlp.up_proj" not in out
+    assert cli.main(["inspect", str(packed), "--verify", "--all"]) == 0
+    assert capsys.readouterr().out.count("model.layers.0.mlp.up_proj") == 2
     assert cli.main(["convert", str(packed), str(dense), "--to", "dense"]) == 0
     assert "quantization_config" not in json.loads((dense / "config.json").read_text())
     assert cli.main(["inspect", str(dense), "--verify"]) == 0

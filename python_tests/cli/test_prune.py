@@ -18,7 +18,7 @@ import wanda_ext
 from wanda_ext import cli
 from wanda_ext.files import shards
 from wanda_ext.report import page
-from wanda_ext.report.page import reproduce_command
+from wanda_ext.report.commands import reproduce_command
 from wanda_ext.report.report import PruneReport
 from wanda_ext.runner.capture import GlueError
 

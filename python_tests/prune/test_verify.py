@@ -66,6 +66,16 @@ def test_finds_invalid_metadata(word):
     assert verify(model).problems == (f"{UP} has invalid metadata in row 5",)
 
 
+def test_a_verdict_is_short():
+    model = model_24("llama")
+    assert verify(model).verdict().splitlines() == ["15 linears checked", "ok"]
+    for name, module in model.named_modules():
+        if name.endswith("_proj"):
+            module.weight.data[0] = float("nan")
+    told = verify(model).verdict().splitlines()
+    assert len(told) == 7 and told[1].startswith("bad: ") and told[-1] == "and 9 more"
+
+
 def test_every_valid_metadata_word_passes():
     model = model_24("llama")
     swap_linears(model)

@@ -105,9 +105,48 @@ def test_plots_have_size_and_can_be_read(browser: Any, folder: Path, width: int)
 def test_every_linear_is_in_the_table(browser: Any, folder: Path) -> None:
     show(browser, folder / "large.html", 1280)
     rows = browser.execute_script(
-        "return [...document.querySelectorAll('#linears tbody tr')].map(e => e.cells[0].innerText)"
+        "return [...document.querySelectorAll('#linears tbody tr')]"
+        ".map(e => e.cells[0].textContent)"
     )
     assert rows == [line.name for line in large_report().linears]
+    shown = "return document.querySelector('#linears tbody tr').checkVisibility()"
+    assert not browser.execute_script(shown)  # the table is long, and closed
+    browser.execute_script(
+        "document.querySelectorAll('details').forEach(e => e.querySelector('summary').click())"
+    )
+    assert browser.execute_script(shown)
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= 1280
+
+
+@pytest.mark.parametrize("width", [1280, 900, 880, 390])
+def test_what_scrolls_sideways_says_so(browser: Any, folder: Path, width: int) -> None:
+    """A line above the plot, and a bar below it that is there before anybody touches it."""
+    show(browser, folder / "large.html", width)
+    figures = browser.execute_script(
+        "return [...document.querySelectorAll('figure')].map(e => { const s = e.querySelector("
+        "'.scroll'); return [s.scrollWidth > s.clientWidth, "
+        "e.querySelector('.sideways').getBoundingClientRect().height > 10, "
+        "s.offsetHeight - s.clientHeight] })"
+    )
+    assert len(figures) == 5
+    assert all(told == scrolls for scrolls, told, _ in figures), figures
+    assert all(scrolls == (width < 800) for scrolls, *_ in figures if width not in (880, 900))
+    assert all(bar >= 8 for scrolls, _, bar in figures if scrolls), figures
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_texts_stand_side_by_side_where_there_is_room(
+    browser: Any, folder: Path, width: int
+) -> None:
+    show(browser, folder / "small.html", width)
+    places = browser.execute_script(
+        "return [...document.querySelectorAll('.pair .box')].map(e => { const r = "
+        "e.getBoundingClientRect(); return [r.left, r.top, r.width] })"
+    )
+    (left, top, wide), (other_left, other_top, _), *_ = places
+    assert len(places) == 4 and wide > 250
+    assert (other_top == top and other_left >= left + wide) == (width == 1280)
+    assert (other_left == left and other_top > top) == (width == 390)
 
 
 def test_text_is_text(browser: Any, folder: Path) -> None:

@@ -34,9 +34,11 @@ from wanda_ext.checkpoint.rewrite import save_over, write_config
 from wanda_ext.checkpoint.save import (
     PACKED,
     check_some_packed,
+    dense_by_reason,
     save_pretrained,
     stay_dense,
     swap_linears,
+    told_packed,
     unswap_linears,
 )
 
@@ -55,6 +57,7 @@ __all__ = [
     "check_some_packed",
     "convert",
     "copy_other_files",
+    "dense_by_reason",
     "empty_of",
     "follows",
     "holds_safetensors",
@@ -77,6 +80,7 @@ __all__ = [
     "stay_dense",
     "swap_linears",
     "told_left",
+    "told_packed",
     "unswap_linears",
     "write_config",
     "write_index",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -30,6 +31,7 @@ from wanda_ext.packed import (
 )
 
 PACKED = "packed"
+_WHERE = re.compile(r"(?<=not 2:4): row \d+, columns \d+ to \d+ hold \d+ non-zeros")
 
 
 def swap_linears(
@@ -206,6 +208,25 @@ def check_some_packed(outcome: Mapping[str, str], where: str = "") -> None:
                 '. Packing needs pruned weights: prune first, with sparsity="2:4", "16:32" or 0.5'
             )
         raise ValueError(told)
+
+
+def dense_by_reason(outcome: Mapping[str, str]) -> dict[str, list[str]]:
+    """Of name -> "packed" or why not: the linears that stay dense, by reason."""
+    found: dict[str, list[str]] = {}
+    for name, reason in outcome.items():
+        if reason != PACKED:
+            found.setdefault(_WHERE.sub("", reason), []).append(name)
+    return found
+
+
+def told_packed(outcome: Mapping[str, str], told: str) -> str:
+    """One line: `told`, which has two places for how many of how many are packed, and why not."""
+    packed = sum(reason == PACKED for reason in outcome.values())
+    parts = [told.format(packed, len(outcome))]
+    for reason, (first, *others) in dense_by_reason(outcome).items():
+        more = f" and {len(others)} more" if others else ""
+        parts.append(f"{first}{more}: {reason}")
+    return "; ".join(parts)
 
 
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:

@@ -59,17 +59,18 @@ def _say_error(message: str, error: BaseException) -> None:
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
-    print(inspect_checkpoint(arguments.directory))
+    every, trust = arguments.all, arguments.trust_remote_code
+    found = inspect_checkpoint(arguments.directory, trust)
+    print(found if every else found.short())
     if arguments.verify:
         check_links(Path(arguments.directory))
         path = Path(arguments.directory) / REPORT
         report = PruneReport.load(path) if path.exists() else None
-        trust = arguments.trust_remote_code
         name = arguments.directory
         model, unexpected = load_pretrained(name, trust_remote_code=trust, dtype="auto")
         tell(name, model, unexpected)
         checked = wanda_ext.verify(model, report)
-        print(checked)
+        print(checked if every else checked.verdict())
         checked.raise_if_bad()
 
 
@@ -115,8 +116,9 @@ def _parser() -> argparse.ArgumentParser:
     add_prune(commands)
     add_eval(commands)
 
-    inspect = commands.add_parser("inspect", help="sparsity, pattern and bytes of every linear")
+    inspect = commands.add_parser("inspect", help="sparsity, pattern and bytes of the linears")
     inspect.add_argument("directory", metavar="DIR", help="a saved model")
+    inspect.add_argument("--all", action="store_true", help="a line for each, not for each kind")
     inspect.add_argument("--verify", action="store_true", help="load it and check it too")
     add_trust(inspect)
     inspect.set_defaults(run=_inspect)

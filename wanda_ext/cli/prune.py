@@ -29,6 +29,7 @@ from wanda_ext.cli.arguments import (
     source_of,
     tell,
 )
+from wanda_ext.cli.continuations import add_continuations, continue_files, started
 from wanda_ext.files import new_directory
 from wanda_ext.methods import METHODS, UPDATES
 from wanda_ext.prune import check_packable, plan_blocks
@@ -109,6 +110,7 @@ def add_prune(commands: Any) -> None:
     prune.add_argument(
         "--restart", action="store_true", help="do not go on with an unfinished run into --out"
     )
+    add_continuations(prune)
     add_trust(prune)
     prune.set_defaults(run=_prune)
 
@@ -144,6 +146,8 @@ def _prune(arguments: argparse.Namespace) -> None:
         report = _prune_in_memory(arguments)
     if launched() and os.environ["RANK"] != "0":
         return
+    if how == "block by block":
+        continue_files(arguments, report)
     print(report)
     form = "packed" if arguments.packed else "dense, with zeros,"
     print(f"Pruned {how}; saved {form} in {arguments.out}")
@@ -182,14 +186,16 @@ def _prune_in_memory(arguments: argparse.Namespace) -> PruneReport:
         if compared and packed:  # what prune_model would refuse if it were to pack
             given = (options[word] for word in ("sparsity", "ignore", "blocks"))
             check_packable(model, plan_blocks(model, *given))
+        texts = started(arguments, model)
+        texts.add("dense", lambda: (model, tokenizer))
         swap = packed and not compared
         report = wanda_ext.prune_model(model, tokenizer=tokenizer, swap=swap, **options)
         if compared:
             _compare(arguments, model, tokenizer, report)
+        texts.add("pruned", lambda: (model, tokenizer))
+        texts.enter(report)
         with report.timed("saving"):
             report.left = _save(arguments, model, tokenizer, fresh)
-        if compared and packed:
-            report.swap = "saved packed: every linear that was pruned and can be"
         note_saved(report, fresh, Path(arguments.out).resolve(), packed)
     return report
 

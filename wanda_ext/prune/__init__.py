@@ -14,6 +14,7 @@ from wanda_ext.prune.plan import (
     PlannedLinear,
     check_packable,
     plan_blocks,
+    report_of,
 )
 from wanda_ext.prune.prune import PruneError, prune_block, prune_model
 from wanda_ext.prune.verify import verify
@@ -28,5 +29,6 @@ __all__ = [
     "plan_blocks",
     "prune_block",
     "prune_model",
+    "report_of",
     "verify",
 ]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from wanda_ext.checkpoint import stay_dense
+from wanda_ext.checkpoint import shared_names, stay_dense
 from wanda_ext.methods import Sparsity, SparsitySpec, check_globs, matches, sparsity_for
 from wanda_ext.models import (
     ExpertSlice,
@@ -21,6 +21,7 @@ from wanda_ext.models import (
 )
 from wanda_ext.ops import MAX_SURPLUS_COLS
 from wanda_ext.packed import expected_bytes, fits_records
+from wanda_ext.report import PruneReport, versions
 
 MOST_KEPT = 0.7  # of a weight: packed, more would take about as many bytes as dense
 
@@ -98,6 +99,16 @@ def _planned(
         return PlannedLinear(name, module, None, f"shares the weight of {owner}")
     sparsity.check(name, *weight_shape(module))
     return PlannedLinear(name, module, sparsity, "planned")
+
+
+def report_of(model: nn.Module, plan: Iterable[PlannedBlock]) -> PruneReport:
+    """A report that knows the model's size, and nothing else yet."""
+    report = PruneReport(versions=versions())
+    report.block_weights = sum(p.numel() for block in plan for p in block.module.parameters())
+    report.model_weights = sum(p.numel() for p in model.parameters())
+    names = shared_names(dict(model.named_parameters(remove_duplicate=False)))
+    report.shared = [of_one for of_one in names if len(of_one) > 1]
+    return report
 
 
 def targets_of(plan: Iterable[PlannedBlock]) -> list[PlannedLinear]:

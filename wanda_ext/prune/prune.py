@@ -29,9 +29,15 @@ from wanda_ext.models import check_prunable, copies_to, preserved, usable_device
 from wanda_ext.packed import check_tokens
 from wanda_ext.prune.commit import check_method, pruned_block
 from wanda_ext.prune.owl import has_owl, resolve_owl
-from wanda_ext.prune.plan import PlannedBlock, check_packable, check_unshared, plan_blocks
+from wanda_ext.prune.plan import (
+    PlannedBlock,
+    check_packable,
+    check_unshared,
+    plan_blocks,
+    report_of,
+)
 from wanda_ext.prune.swap import check_runnable, swap_pruned
-from wanda_ext.report import LinearReport, PruneReport, versions
+from wanda_ext.report import LinearReport, PruneReport
 from wanda_ext.runner import TwoStreams, Walk, started, two_streams, walking
 from wanda_ext.stopped import StoppedError, stopping
 
@@ -88,8 +94,7 @@ def prune_model(
     if update is not None:
         check_unshared(plan)
     _check_options(model, plan, swap, tokens, at)
-    report = PruneReport(versions=versions())
-    report.block_weights = sum(p.numel() for block in plan for p in block.module.parameters())
+    report = report_of(model, plan)
     report.arguments = {
         "model": getattr(model, "name_or_path", "") or type(model).__name__,
         "calib": calib_told(calib),

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import nn
 
-from wanda_ext.checkpoint import PACKED, swap_linears
+from wanda_ext.checkpoint import PACKED, dense_by_reason, swap_linears, told_packed
 from wanda_ext.methods import NM
 from wanda_ext.models import weight_of, weight_shape
 from wanda_ext.packed import FORMATS, cannot_run, times_of
 from wanda_ext.prune.plan import PlannedBlock, PlannedLinear, targets_of
 from wanda_ext.report import PruneReport
-
-_WHERE = re.compile(r"(?<=not 2:4): row \d+, columns \d+ to \d+ hold \d+ non-zeros")
 
 
 def check_runnable(plan: Iterable[PlannedBlock]) -> None:
@@ -59,16 +56,7 @@ def _where(linear: PlannedLinear) -> tuple[torch.device, torch.dtype, int, int]:
 
 
 def _told(outcome: Mapping[str, str]) -> str:
-    """One line; linears that stay dense for one reason are counted together."""
-    dense: dict[str, list[str]] = {}
-    for name, reason in outcome.items():
-        if reason != PACKED:
-            dense.setdefault(_WHERE.sub("", reason), []).append(name)
-    packed = sum(reason == PACKED for reason in outcome.values())
-    if not packed and len(dense) == 1:
-        return f"swapped nothing: {next(iter(dense))}"
-    told = [f"swapped {packed} of {len(outcome)} linears for packed ones"]
-    for reason, names in dense.items():
-        others = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        told.append(f"{names[0]}{others}: {reason}")
-    return "; ".join(told)
+    reasons = dense_by_reason(outcome)
+    if PACKED not in outcome.values() and len(reasons) == 1:
+        return f"swapped nothing: {next(iter(reasons))}"
+    return told_packed(outcome, "swapped {} of {} linears for packed ones")

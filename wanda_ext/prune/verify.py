@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,8 @@ from wanda_ext.checkpoint import follows, pattern_of
 from wanda_ext.models import ExpertSlice, expert_slices, is_transposed, weight_of, weight_shape
 from wanda_ext.packed import PackedLinear
 from wanda_ext.report import LinearReport, PruneReport
+
+SHOWN = 5  # problems in a verdict
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,18 @@ class VerifyReport:
         rows = [("linear", "shape", "stored", "pattern", "zeros"), *map(_cells, self.linears)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         table = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-        verdict = [f"bad: {problem}" for problem in self.problems] or ["ok"]
-        return "\n".join([*table, *verdict])
+        return "\n".join([*table, *self._told(self.problems)])
+
+    def verdict(self) -> str:
+        """Without the table, and with the first problems only."""
+        told = self._told(self.problems[:SHOWN])
+        more = len(self.problems) - SHOWN
+        return "\n".join(
+            [f"{len(self.linears)} linears checked", *told, *([f"and {more} more"] * (more > 0))]
+        )
+
+    def _told(self, problems: Iterable[str]) -> list[str]:
+        return [f"bad: {problem}" for problem in problems] or ["ok"]
 
 
 def verify(model: nn.Module, report: PruneReport | None = None) -> VerifyReport:

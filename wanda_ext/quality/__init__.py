@@ -7,6 +7,7 @@ how it was pruned does not matter to this room.
 
 from __future__ import annotations
 
+from wanda_ext.quality.continuation import PROMPTS, continuations
 from wanda_ext.quality.evaluate import evaluate_text, evaluation_text, perplexity
 from wanda_ext.quality.gate import MAX_RATIO, GateReport, check_ratio, gate
 from wanda_ext.quality.repair import RepairError, RepairReport, repair
@@ -14,10 +15,12 @@ from wanda_ext.quality.tasks import evaluate_tasks
 
 __all__ = [
     "MAX_RATIO",
+    "PROMPTS",
     "GateReport",
     "RepairError",
     "RepairReport",
     "check_ratio",
+    "continuations",
     "evaluate_tasks",
     "evaluate_text",
     "evaluation_text",

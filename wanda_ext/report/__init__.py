@@ -8,6 +8,14 @@ from __future__ import annotations
 
 from wanda_ext.report.page import PAGE, REPORT
 from wanda_ext.report.report import LinearReport, PruneReport, versions
-from wanda_ext.report.saved import note_saved
+from wanda_ext.report.saved import note_saved, write_both
 
-__all__ = ["PAGE", "REPORT", "LinearReport", "PruneReport", "note_saved", "versions"]
+__all__ = [
+    "PAGE",
+    "REPORT",
+    "LinearReport",
+    "PruneReport",
+    "note_saved",
+    "versions",
+    "write_both",
+]

@@ -1,6 +1,6 @@
 """The plots of report.html, as inline SVG: a heat map of kinds and blocks, a line plot of blocks.
 
-Colours are CSS classes and variables (STYLE in page.py), so that both colour schemes fit. Every
+Colours are CSS classes and variables (style.py), so that both colour schemes fit. Every
 plot has a title and a description for screen readers; each value is a tooltip, and stands in a
 table.
 """
@@ -14,6 +14,7 @@ from html import escape
 
 WIDTH = 900  # of a plot, in its own units; the page scales it
 STEPS = 9  # shades of a heat map
+SIDEWAYS = '<p class="sideways">Wider than this screen: scroll it sideways.</p>'
 INDEX = re.compile(r"^(?:.*?\.)?(\d+)\.(.+)$")
 
 
@@ -31,15 +32,21 @@ def percent(value: float) -> str:
 
 
 def heat_map(title: str, about: str, values: Mapping[str, float]) -> str:
-    """values: by name of the linear, >= 0. A row a kind, a column a block; experts are averaged."""
+    """values: by name of the linear, >= 0. A row a kind, a column a block; experts are averaged.
+
+    Where they differ by less than a thousandth, a sentence says so instead.
+    """
+    finite = [value for value in values.values() if math.isfinite(value)]
+    low, high = (min(finite), max(finite)) if finite else (math.inf, math.inf)
+    if len(finite) in (0, len(values)) and not high - low > high / 1000:
+        told = " to ".join(dict.fromkeys((percent(low), percent(high))))
+        return f'<p class="box">{escape(title)}: {told} in every linear.</p>'
     cells: dict[tuple[str, str], list[float]] = {}
     for name, value in values.items():
         block, kind = place_of(name)
         cells.setdefault((kind, block), []).append(value)
     kinds = list(dict.fromkeys(kind for kind, _ in cells))
     blocks = list(dict.fromkeys(block for _, block in cells))
-    finite = [value for value in values.values() if math.isfinite(value)]
-    low, high = (min(finite), max(finite)) if finite else (0.0, 0.0)
     left, top, row = 7.2 * max(map(len, kinds)) + 12, 8, 24
     step = (WIDTH - left - 8) / len(blocks)
     bottom = top + row * len(kinds)
@@ -51,7 +58,7 @@ def heat_map(title: str, about: str, values: Mapping[str, float]) -> str:
             if (kind, block) in cells:
                 found = cells[kind, block]
                 value = sum(found) / len(found)
-                share = (value - low) / (high - low) if high > low else 0.5
+                share = (value - low) / (high - low or 1.0)
                 shade = min(STEPS - 1, int(share * STEPS)) if math.isfinite(share) else STEPS - 1
                 gap = 1 if step > 5 else 0.5
                 parts.append(
@@ -61,16 +68,14 @@ def heat_map(title: str, about: str, values: Mapping[str, float]) -> str:
                 )
     parts += _ticks(blocks, [left + step * (x + 0.5) for x in range(len(blocks))], bottom + 16)
     legend = bottom + 32
-    shades = range(STEPS) if high > low else [STEPS // 2]
     parts.append(f'<text class="end" x="{left - 8:g}" y="{legend + 11}">{percent(low)}</text>')
-    for column, shade in enumerate(shades):
+    for shade in range(STEPS):
         parts.append(
-            f'<rect class="h{shade}" x="{left + 18 * column:g}" y="{legend}" width="18" '
+            f'<rect class="h{shade}" x="{left + 18 * shade:g}" y="{legend}" width="18" '
             'height="14"/>'
         )
-    if high > low:
-        right = left + 18 * STEPS + 8
-        parts.append(f'<text x="{right:g}" y="{legend + 11}">{percent(high)}</text>')
+    right = left + 18 * STEPS + 8
+    parts.append(f'<text x="{right:g}" y="{legend + 11}">{percent(high)}</text>')
     return _figure(title, about, legend + 20, parts)
 
 
@@ -132,8 +137,8 @@ def _round_up(value: float) -> float:
 def _figure(title: str, about: str, height: float, parts: Sequence[str]) -> str:
     tag = re.sub(r"\W+", "-", title.lower())
     return (
-        f'<figure><figcaption>{escape(title)}</figcaption><div class="scroll" tabindex="0" '
-        f'role="region" aria-label="{escape(title)}">'
+        f"<figure><figcaption>{escape(title)}</figcaption>{SIDEWAYS}"
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(title)}">'
         f'<svg viewBox="0 0 {WIDTH} {height:g}" role="img" aria-labelledby="{tag}-t {tag}-d">'
         f'<title id="{tag}-t">{escape(title)}</title><desc id="{tag}-d">{escape(about)}</desc>'
         f'{"".join(parts)}</svg></div><p class="about">{escape(about)}</p></figure>'

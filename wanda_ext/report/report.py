@@ -62,7 +62,7 @@ class PruneReport:
     linears: list[LinearReport] = field(default_factory=list)
     block_weights: int = 0  # all that the blocks hold, in linears or not (experts, convolutions)
     swap: str = "swapped nothing"
-    runner: str = ""  # how the blocks ran: "each block alone", or "in lock-step" and why
+    runner: str = ""  # how the blocks ran: each by itself, or in lock-step, and why
     status: str = "running"  # "complete", or where it stopped
     seconds: float = 0.0
     peak_memory: dict[str, int] = field(default_factory=dict)  # device -> bytes
@@ -74,6 +74,10 @@ class PruneReport:
     kernels: list[dict[str, Any]] = field(default_factory=list)  # see saved.py
     repair: dict[str, Any] = field(default_factory=dict)  # a RepairReport, if there was a repair
     gate: dict[str, Any] = field(default_factory=dict)  # a GateReport, if there was a gate
+    model_weights: int = 0  # all that the model holds; a weight that several share counts once
+    shared: list[list[str]] = field(default_factory=list)  # the names of each such weight
+    # "texts": of each "prompt", what the "dense" and the "pruned" model write; or "left_out": why
+    continuations: dict[str, Any] = field(default_factory=dict)
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:

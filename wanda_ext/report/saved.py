@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from wanda_ext.checkpoint import WandaExtConfig
+from wanda_ext.checkpoint import PACKED, WandaExtConfig, open_checkpoint, told_packed
 from wanda_ext.packed import explain, named_format
 from wanda_ext.report.page import PAGE, REPORT, write
 from wanda_ext.report.report import PruneReport
@@ -22,25 +22,37 @@ def note_saved(report: PruneReport, folder: Path, final: Path, packed: bool) -> 
 
     folder: where the files are now. final: what it will be called. packed: as what they were asked.
     """
-    files = folder.glob("*.safetensors")
+    checkpoint = open_checkpoint(folder)
+    files = {header.file for header in checkpoint.headers.values()}
     saved = sum(file.stat().st_size for file in files)
     report.saved = {"directory": str(final), "packed": packed, "bytes": saved}
-    _note_formats(report, folder)
+    report.swap = "saved dense, with zeros: it loads anywhere"
+    if checkpoint.packed is not None:
+        _note_formats(report, checkpoint.packed)
     report.kernels = what_runs(report)
-    report.save(folder / REPORT)
-    write(report, folder / PAGE)
+    write_both(report, folder)
 
 
-def _note_formats(report: PruneReport, folder: Path) -> None:
-    """Enters which linears were saved packed, and their bytes, as config.json tells."""
-    entry = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    found = entry.get("quantization_config")
-    packed = {} if found is None else WandaExtConfig(**found).packed
+def write_both(report: PruneReport, folder: Path) -> None:
+    """Writes the report and its page into a directory, each whole or not at all."""
+    for name, save in ((REPORT, report.save), (PAGE, partial(write, report))):
+        fresh = folder / f".{name}.partial"
+        save(fresh)
+        fresh.replace(folder / name)
+
+
+def _note_formats(report: PruneReport, config: WandaExtConfig) -> None:
+    """Enters which linears were saved packed, and their bytes."""
+    outcome = {}
     for line in report.linears:
-        if line.name in packed:
-            line.stored, options = packed[line.name]
+        if line.name in config.packed:
+            line.stored, options = config.packed[line.name]
             kind, itemsize = named_format(line.stored), getattr(torch, line.dtype).itemsize
             line.stored_bytes = kind.nbytes_of(*line.shape, itemsize, **options)
+        if line.status == "pruned":
+            why = config.dense.get(line.name, "a part of a fused weight, which stays dense")
+            outcome[line.name] = PACKED if line.stored else why
+    report.swap = told_packed(outcome, "saved {} of {} pruned linears packed")
 
 
 def what_runs(report: PruneReport, tokens: Sequence[int] = TOKENS) -> list[dict[str, Any]]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
-from typing import Any
 
 from wanda_ext.report.plots import percent, place_of
 from wanda_ext.report.report import LinearReport, PruneReport
+from wanda_ext.report.sizes import dense_bytes, whole_bytes, written_bytes
+from wanda_ext.report.words import sentence
 
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 UNMEASURED = "not measured"
+LONG = 20  # rows; a longer table is closed until it is asked for
 
 
 def blocks_table(report: PruneReport) -> str:
@@ -34,7 +35,7 @@ def blocks_table(report: PruneReport) -> str:
                 block = found.get(index, {})
                 row += [percent(block[key]) if key in block else "-" for key in keys]
         rows.append(row)
-    return _table(heads, rows, {1, 2, 3, 4, 5, 6, 7})
+    return _table(heads, rows, {1, 2, 3, 4, 5, 6, 7}, "blocks")
 
 
 def linears_table(report: PruneReport) -> str:
@@ -53,12 +54,31 @@ def linears_table(report: PruneReport) -> str:
         )
         for line in report.linears
     ]
-    table = _table(heads, rows, {1, 4, 5, 6, 7}, "linears")
-    return f"<details open><summary>All {len(rows)} linears</summary>{table}</details>"
+    return _table(heads, rows, {1, 4, 5, 6, 7}, "linears")
+
+
+def sizes_table(report: PruneReport) -> str:
+    """Of what was pruned, of all else, and of the whole model."""
+    lines = report.pruned
+    weights = sum(line.weights for line in lines)
+    zeros = sum(line.reached * line.weights for line in lines)
+    dense, saved = dense_bytes(lines), written_bytes(lines)
+    rows = [_sizes("pruned linears", weights, percent(report.sparsity), dense, saved)]
+    whole = whole_bytes(report)
+    if whole is not None:
+        total, all_dense, all_saved = report.model_weights, *whole
+        rest = "all else: embeddings, norms, what was not pruned"
+        share = percent(zeros / total) if total else "-"
+        rows += [
+            _sizes(rest, total and total - weights, "-", all_dense - dense, all_saved - saved),
+            _sizes("whole model", total, share, all_dense, all_saved),
+        ]
+    heads = ("part", "weights", "set to zero", "dense", "as saved", "of dense")
+    return _table(heads, rows, {1, 2, 3, 4, 5}, "parts")
 
 
 def kernels_table(report: PruneReport) -> str:
-    told = f"<p>{escape(report.swap)}.</p>"
+    told = f"<p>{escape(sentence(report.swap))}</p>"
     if not report.kernels:
         return (
             told + "<p>What a linear runs, and why: <code>wanda_ext.explain(linear, m)</code>.</p>"
@@ -77,28 +97,34 @@ def kernels_table(report: PruneReport) -> str:
         )
         for row in report.kernels
     ]
-    return told + _table(heads, rows, {0, 2, 3, 5, 6})
+    return told + _table(heads, rows, {0, 2, 3, 5, 6}, "products")
 
 
 def times_table(report: PruneReport) -> str:
     selection = sum(line.seconds for line in report.linears)
     rows = [(phase, seconds(time)) for phase, time in report.timings.items()]
     rows.append(("choosing and zeroing weights, in all", seconds(selection)))
-    return _table(("phase", "time"), rows, {1})
+    return _table(("phase", "time"), rows, {1}, "phases")
 
 
-def pairs_table(values: dict[str, Any]) -> str:
-    return _table(("name", "value"), [(k, str(v)) for k, v in values.items()], set(), wrap=True)
+def pairs_table(values: Mapping[str, str], *heads: str) -> str:
+    return _table(heads, [*values.items()], set(), f"{heads[0]}s", wrap=True)
+
+
+def _sizes(part: str, weights: int, zeros: str, dense: int, saved: int) -> tuple[str, ...]:
+    count = f"{weights / 1e6:,.1f} M" if weights else "-"
+    share = percent(saved / dense) if dense else "-"
+    return (part, count, zeros, size(dense), size(saved), share)
 
 
 def _table(
     heads: Sequence[str],
-    rows: Iterable[Sequence[str]],
+    rows: Sequence[Sequence[str]],
     numbers: set[int],
-    name: str = "",
+    what: str,
     wrap: bool = False,
 ) -> str:
-    """numbers: columns that are aligned on the right."""
+    """numbers: columns that are aligned on the right. what: the rows, in one word."""
 
     def cells(tag: str, row: Sequence[str]) -> str:
         kinds = ["n" if i in numbers else "wrap" if wrap and i else "" for i in range(len(row))]
@@ -109,27 +135,17 @@ def _table(
         return f"<tr>{''.join(shown)}</tr>"
 
     body = "\n".join(cells("td", row) for row in rows)
-    tag = f' id="{name}"' if name else ""
-    return (
-        f'<div class="box scroll" tabindex="0"><table{tag}><thead>{cells("th", heads)}</thead>'
-        f"<tbody>{body}</tbody></table></div>"
+    table = (
+        f'<div class="box scroll" tabindex="0"><table id="{what}"><thead>{cells("th", heads)}'
+        f"</thead><tbody>{body}</tbody></table></div>"
     )
+    if len(rows) <= LONG:
+        return table
+    return f"<details><summary>All {len(rows)} {what}</summary>{table}</details>"
 
 
 def index_of(block: str) -> str:
     return place_of(f"{block}.-")[0]
-
-
-def dense_bytes(line: LinearReport) -> int:
-    return line.weights * BYTES.get(line.dtype, 4)
-
-
-def written_bytes(report: PruneReport) -> int:
-    """Bytes of the linears as saved."""
-    return sum(
-        dense_bytes(line) if line.stored_bytes is None else line.stored_bytes
-        for line in report.linears
-    )
 
 
 def size(count: float) -> str:

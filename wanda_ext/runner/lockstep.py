@@ -82,7 +82,7 @@ class Lockstep(Walk):
         self._ended = ExitStack()
         self._passes: list[_Pass] = []
         super().__init__(model, blocks, batches, copies)
-        self.runner = f"in lock-step: {why}"
+        self.runner = f"the blocks ran in lock-step: {why}"
 
     def close(self) -> None:
         for running in self._passes:

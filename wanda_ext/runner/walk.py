@@ -25,7 +25,7 @@ class Walk:
     what leaves it goes home, beside the work on other batches: `copies.finish()` waits for it.
     """
 
-    runner = "each block alone"  # for the report
+    runner = "each block ran by itself"  # for the report
 
     @uncompiled
     @torch.no_grad()

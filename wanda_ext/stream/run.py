@@ -135,7 +135,6 @@ class Run:
         else:
             entries = self._join(progress)
             report.left = self._output.finish(entries, code)
-            report.swap = f"wrote {'packed' if self._packed else 'dense weights, with zeros,'}"
             report.status = "complete"
             report.seconds = time.perf_counter() - self._start
             report.peak_memory = self._peak_memory()

@@ -35,8 +35,9 @@ from wanda_ext.prune import (
     check_packable,
     has_owl,
     plan_blocks,
+    report_of,
 )
-from wanda_ext.report import PruneReport, versions
+from wanda_ext.report import PruneReport
 from wanda_ext.stopped import stopping
 from wanda_ext.stream.journal import Journal
 from wanda_ext.stream.meta_model import IN_MEMORY
@@ -117,8 +118,7 @@ def prune_checkpoint(
         check_packable(skeleton.model, plan)
     device = device_of_rank(device)
     at = None if device is None else usable_device(device)
-    report = PruneReport(versions=versions())
-    report.block_weights = sum(p.numel() for block in plan for p in block.module.parameters())
+    report = report_of(skeleton.model, plan)
     report.arguments = {
         "model": folder,
         "calib": calib_told(calib),
