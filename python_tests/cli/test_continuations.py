@@ -91,17 +91,21 @@ def test_no_prune_fails_for_them(
     assert found_in(tmp_path / "out") == {"left_out": "KeyError: 'no such cache'"}
 
 
+@pytest.mark.parametrize("where", [[], ["--in-memory"]])
 def test_ctrl_c_says_that_the_model_is_written(
     saved: Path,
     tmp_path: Path,
+    where: list[str],
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
+    def interrupt(model: Any, _: Any) -> list[str]:
+        if (model.get_parameter("model.layers.0.mlp.up_proj.weight") == 0).any():  # it is pruned
+            raise KeyboardInterrupt
+        return ["a", "b"]
 
     monkeypatch.setattr(made, "continuations", interrupt)
     out = tmp_path / "out"
-    assert prune(saved, out, "--continuations") == 130
+    assert prune(saved, out, "--continuations", *where) == 130
     assert f"interrupted, the pruned model is in {out}" in one_line(capsys)
     assert cli.main(["inspect", str(out), "--verify"]) == 0

@@ -1,13 +1,13 @@
 """Two prompts, continued by the dense and by the pruned model, for the page of a prune.
 
 They are a look, not a measure: made where they cost little beside the prune, which never fails for
-them.
+them. The pruned model is written before it continues anything.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -20,7 +20,7 @@ from wanda_ext.models import context_of
 from wanda_ext.quality import PROMPTS, continuations
 from wanda_ext.report import PruneReport, write_both
 
-ENOUGH = 1 << 16  # tokens of calibration text, beside which these take little
+ENOUGH = 1 << 17  # tokens of calibration text, beside which these take little
 
 Loaded = tuple[Any, Any]  # a model and its tokenizer
 
@@ -60,12 +60,22 @@ class Continuations:
                 text[name] = written
         self._seconds += perf_counter() - start
 
-    def enter(self, report: PruneReport) -> None:
-        """Puts them into a report."""
+    def finish(
+        self, models: Mapping[str, Callable[[], Loaded]], report: PruneReport, out: str
+    ) -> None:
+        """Adds the models that are still missing, when the pruned one is in the directory `out`.
+        The report and its page there are written again."""
+        try:
+            for name, loaded in models.items():
+                self.add(name, loaded)
+        except KeyboardInterrupt as stop:
+            stop.left = f"the pruned model is in {out}"  # type: ignore[attr-defined]
+            raise
         report.continuations = {"left_out": self._left_out}
         if not self._left_out:
             report.continuations = {"texts": self._texts}
             report.timings["continuations"] = self._seconds
+        write_both(report, Path(out))
 
 
 def started(arguments: argparse.Namespace, model: Any) -> Continuations:
@@ -84,20 +94,13 @@ def started(arguments: argparse.Namespace, model: Any) -> Continuations:
 
 
 def continue_files(arguments: argparse.Namespace, report: PruneReport) -> None:
-    """Of a model that was pruned block by block, and is written. Where asked, loads the dense one,
-    then the pruned one. The report and its page are written again."""
+    """Of a model that was pruned block by block, and is written; where asked, for both are loaded
+    for it."""
+
+    def loaded(**changes: str) -> Loaded:
+        model, tokenizer, _ = load(argparse.Namespace(**{**vars(arguments), **changes}))
+        return model, tokenizer
+
+    pruned = partial(loaded, model=arguments.out, dtype="auto")
     made = Continuations(arguments, "the model was pruned block by block, and never loaded whole")
-    pruned = argparse.Namespace(**{**vars(arguments), "model": arguments.out, "dtype": "auto"})
-    try:
-        made.add("dense", partial(_loaded, arguments))
-        made.add("pruned", partial(_loaded, pruned))
-    except KeyboardInterrupt as stop:
-        stop.left = f"the pruned model is in {arguments.out}"  # type: ignore[attr-defined]
-        raise
-    made.enter(report)
-    write_both(report, Path(arguments.out))
-
-
-def _loaded(arguments: argparse.Namespace) -> Loaded:
-    model, tokenizer, _ = load(arguments)
-    return model, tokenizer
+    made.finish({"dense": loaded, "pruned": pruned}, report, arguments.out)

@@ -192,11 +192,10 @@ def _prune_in_memory(arguments: argparse.Namespace) -> PruneReport:
         report = wanda_ext.prune_model(model, tokenizer=tokenizer, swap=swap, **options)
         if compared:
             _compare(arguments, model, tokenizer, report)
-        texts.add("pruned", lambda: (model, tokenizer))
-        texts.enter(report)
         with report.timed("saving"):
             report.left = _save(arguments, model, tokenizer, fresh)
         note_saved(report, fresh, Path(arguments.out).resolve(), packed)
+    texts.finish({"pruned": lambda: (model, tokenizer)}, report, arguments.out)
     return report
 
 

@@ -214,14 +214,16 @@ def _commands(report: PruneReport) -> str:
 
 def _sizes(report: PruneReport) -> str:
     told = ""
-    if report.saved and not report.saved["packed"]:
-        told = _paragraph("Saved dense, zeros take as much space as other numbers.")
+    if report.saved:
+        told = "All else is embeddings, norms, and what was not pruned."
+        if not report.saved["packed"]:
+            told += " Saved dense, zeros take as much space as other numbers."
     shared = [f"{', '.join(others)} is {first}" for first, *others in report.shared]
     if shared:
         shown = "; ".join(shared[:SHOWN])
         more = f"; and {len(shared) - SHOWN} more" if len(shared) > SHOWN else ""
-        told += _paragraph(f"Counted once: {shown}{more}.")
-    return sizes_table(report) + told
+        told += f" Counted once: {shown}{more}."
+    return sizes_table(report) + _paragraph(told)
 
 
 def _runner(report: PruneReport) -> str:

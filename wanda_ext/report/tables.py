@@ -67,10 +67,11 @@ def sizes_table(report: PruneReport) -> str:
     whole = whole_bytes(report)
     if whole is not None:
         total, all_dense, all_saved = report.model_weights, *whole
-        rest = "all else: embeddings, norms, what was not pruned"
         share = percent(zeros / total) if total else "-"
         rows += [
-            _sizes(rest, total and total - weights, "-", all_dense - dense, all_saved - saved),
+            _sizes(
+                "all else", total and total - weights, "-", all_dense - dense, all_saved - saved
+            ),
             _sizes("whole model", total, share, all_dense, all_saved),
         ]
     heads = ("part", "weights", "set to zero", "dense", "as saved", "of dense")
