@@ -9,7 +9,7 @@ namespace wanda_ext::bindings {
 
 // More tokens than these on the CPU are multiplied by torch's own dense product, by rows unpacked
 // into a workspace of so many bytes.
-constexpr std::int64_t kMostOwnTokens = 256;
+constexpr std::int64_t kMostOwnTokens = 64;
 constexpr std::int64_t kDenseBytes = std::int64_t{4} << 20;
 
 // Inside a parallel region of torch, torch runs every chunk on the calling thread.

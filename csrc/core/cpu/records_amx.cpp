@@ -9,7 +9,7 @@
 #include "records.h"
 #include "simd.h"
 
-#if defined(WANDA_EXT_TARGET) && defined(__linux__)
+#if defined(WANDA_EXT_X86_FILES) && defined(__linux__)
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>

@@ -6,7 +6,7 @@
 #include "records.h"
 #include "simd.h"
 
-#if defined(WANDA_EXT_TARGET)
+#if defined(WANDA_EXT_X86_FILES)
 #include <algorithm>
 #include <cstring>
 
