@@ -39,6 +39,7 @@ class Timing:
 
     median_ms: float
     p10_ms: float
+    p25_ms: float
     p90_ms: float
     min_ms: float
     repeats: int
@@ -82,6 +83,7 @@ def timing_of(ms: list[float]) -> Timing:
     return Timing(
         median_ms=round(statistics.median(ms), 6),
         p10_ms=round(_percentile(ms, 0.1), 6),
+        p25_ms=round(_percentile(ms, 0.25), 6),
         p90_ms=round(_percentile(ms, 0.9), 6),
         min_ms=round(min(ms), 6),
         repeats=len(ms),

@@ -16,6 +16,24 @@ def calm() -> Iterator[None]:
         yield
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test that asks for `cpu_kernels` runs once with each set that this processor has."""
+    if "cpu_kernels" in metafunc.fixturenames:
+        from op_cases import cpu_kernel_sets
+
+        metafunc.parametrize("cpu_kernels", cpu_kernel_sets(), indirect=True)
+
+
+@pytest.fixture
+def cpu_kernels(request: pytest.FixtureRequest) -> Iterator[str]:
+    from wanda_ext import _C
+
+    before = _C.cpu_kernels()
+    _C.use_cpu_kernels(request.param)
+    yield request.param
+    _C.use_cpu_kernels(before)
+
+
 @pytest.fixture
 def on_fake_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The CPU is a GPU, CUDA graphs included, and the benchmarks' weights take little memory."""

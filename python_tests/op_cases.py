@@ -7,8 +7,23 @@ import zlib
 import torch
 from torch import Tensor
 
+from wanda_ext import _C
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 KINDS = ("normal", "ties", "zeros", "denormal", "large", "powers")
+
+
+def cpu_kernel_sets() -> list[str]:
+    """The sets of kernels for CPU products that this processor has."""
+    found, before = [], _C.cpu_kernels()
+    for name in ("amx", "avx512_bf16", "avx512", "avx2", "plain"):
+        try:
+            _C.use_cpu_kernels(name)
+        except RuntimeError:
+            continue
+        found.append(name)
+    _C.use_cpu_kernels(before)
+    return found
 
 
 def generator(*seed: object) -> torch.Generator:

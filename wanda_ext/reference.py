@@ -213,6 +213,43 @@ def linear_bitmap(
     return (y if bias is None else y + bias.float()).to(x.dtype)
 
 
+def pack_stream(weight: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The non-zeros row by row, the bits of their columns, and where each row starts.
+
+    Shapes: weight [n, k] -> values [count], mask [n, k/8] uint8, rounded up, offsets [n + 1] int64.
+    """
+    nonzero, (n, k) = weight != 0, weight.shape
+    bits = torch.nn.functional.pad(nonzero, (0, -k % 8)).reshape(n, -(-k // 8), 8)
+    mask = (bits << torch.arange(8, device=weight.device)).sum(dim=2).to(torch.uint8)
+    offsets = torch.nn.functional.pad(nonzero.sum(dim=1).cumsum(0), (1, 0))
+    if int(offsets[-1]) != count:
+        raise RuntimeError(f"expected the number of non-zeros, {int(offsets[-1])}, got {count}")
+    return weight[nonzero], mask, offsets
+
+
+def unpack_stream(values: Tensor, mask: Tensor, offsets: Tensor, k: int) -> Tensor:
+    """The dense weight again.
+
+    Shapes: values [count], mask [n, k/8] uint8, rounded up, offsets [n + 1] -> weight [n, k].
+    """
+    bits = mask[..., None].int() >> torch.arange(8, device=mask.device) & 1
+    nonzero = bits.flatten(1)[:, :k].bool()
+    weight = values.new_zeros(nonzero.shape)
+    weight[nonzero] = values[int(offsets[0]) : int(offsets[-1])]
+    return weight
+
+
+def linear_stream(
+    x: Tensor, values: Tensor, mask: Tensor, offsets: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    """y = x @ W.T (+ bias), accumulated in fp32, rounded once to the dtype of x.
+
+    Shapes: x [..., k]; values, mask and offsets as of `unpack_stream`; bias [n] -> y [..., n].
+    """
+    y = x.float() @ unpack_stream(values, mask, offsets, x.shape[-1]).float().T
+    return (y if bias is None else y + bias.float()).to(x.dtype)
+
+
 def _add_in_order(terms: Tensor, dim: int) -> Tensor:
     total = terms.new_zeros([size for axis, size in enumerate(terms.shape) if axis != dim])
     for term in terms.unbind(dim):

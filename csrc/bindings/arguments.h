@@ -120,28 +120,39 @@ struct OrderArguments {
   }
 };
 
-struct LinearArguments {
-  Packed packed;
+// Of a linear, whatever W is packed as.
+struct Product {
   Rows x;
   const void* bias;
   Tensor y;  // returned
   MatrixView y_view;
 
-  LinearArguments(const char* op, const Tensor& x_tensor, const Tensor& values, const Tensor& meta,
-                  std::int64_t order, const std::optional<Tensor>& bias_tensor)
-      : packed(packed_of(op, values, meta, order)), x(rows_of(op, x_tensor)) {
+  Product(const char* op, const Tensor& x_tensor) : x(rows_of(op, x_tensor)) {}
+
+  // When the weight of n rows is known.
+  void finish(const char* op, const Tensor& x_tensor, const Tensor& values, std::int64_t n,
+              const std::optional<Tensor>& bias_tensor) {
     check(x_tensor.device() == values.device(), op,
           "x must be on the device of values; move it there");
-    check(x.view.dtype == packed.dtype, op, "x must have the dtype of values, ",
+    check(x_tensor.scalar_type() == values.scalar_type(), op, "x must have the dtype of values, ",
           name_of(values.scalar_type()), ", got ", name_of(x_tensor.scalar_type()));
+    bias = data_or_null<const void>(op, "bias", bias_tensor, values.scalar_type(), {n}, values);
+    Sizes sizes = sizes_of(x_tensor);
+    sizes.back() = n;
+    y = torch::stable::new_empty(x_tensor, sizes);
+    y_view = {y.data_ptr(), x.view.rows, n, n, x.view.dtype};
+  }
+};
+
+struct LinearArguments : Product {
+  Packed packed;
+
+  LinearArguments(const char* op, const Tensor& x_tensor, const Tensor& values, const Tensor& meta,
+                  std::int64_t order, const std::optional<Tensor>& bias_tensor)
+      : Product(op, x_tensor), packed(packed_of(op, values, meta, order)) {
     check(x.view.cols == packed.k, op, "x must be of shape [..., ", packed.k, "], got ",
           text(sizes_of(x_tensor)));
-    bias =
-        data_or_null<const void>(op, "bias", bias_tensor, values.scalar_type(), {packed.n}, values);
-    Sizes sizes = sizes_of(x_tensor);
-    sizes.back() = packed.n;
-    y = torch::stable::new_empty(x_tensor, sizes);
-    y_view = {y.data_ptr(), x.view.rows, packed.n, packed.n, packed.dtype};
+    finish(op, x_tensor, values, packed.n, bias_tensor);
   }
 };
 
@@ -178,13 +189,9 @@ struct UnpackBitmapArguments {
         view(weight_view(op, weight)) {}
 };
 
-struct LinearBitmapArguments {
-  Rows x;
+struct LinearBitmapArguments : Product {
   Bitmap packed;
   Surplus surplus;
-  const void* bias;
-  Tensor y;  // returned
-  MatrixView y_view;
 
   LinearBitmapArguments(const char* op, const Tensor& x_tensor, const Tensor& values,
                         const Tensor& mask, std::int64_t n,
@@ -192,17 +199,50 @@ struct LinearBitmapArguments {
                         const std::optional<Tensor>& surplus_rows,
                         const std::optional<Tensor>& surplus_columns,
                         const std::optional<Tensor>& surplus_values)
-      : x(rows_of(op, x_tensor)), packed(bitmap_of(op, values, mask, n, x.view.cols)) {
-    check(x_tensor.device() == values.device(), op,
-          "x must be on the device of values; move it there");
-    check(x.view.dtype == packed.dtype, op, "x must have the dtype of values, ",
-          name_of(values.scalar_type()), ", got ", name_of(x_tensor.scalar_type()));
+      : Product(op, x_tensor), packed(bitmap_of(op, values, mask, n, x.view.cols)) {
     surplus = surplus_of(op, surplus_rows, surplus_columns, surplus_values, n, values);
-    bias = data_or_null<const void>(op, "bias", bias_tensor, values.scalar_type(), {n}, values);
-    Sizes sizes = sizes_of(x_tensor);
-    sizes.back() = n;
-    y = torch::stable::new_empty(x_tensor, sizes);
-    y_view = {y.data_ptr(), x.view.rows, n, n, packed.dtype};
+    finish(op, x_tensor, values, n, bias_tensor);
+  }
+};
+
+struct PackStreamArguments {
+  MatrixView weight;
+  Tensor values, mask, offsets;  // returned
+
+  PackStreamArguments(const char* op, const Tensor& weight_tensor, std::int64_t count)
+      : weight(weight_view(op, weight_tensor)) {
+    check(count >= 0 && count <= weight.rows * weight.cols, op,
+          "count must be the number of non-zeros of weight, got ", count);
+    values = torch::stable::new_empty(weight_tensor, Sizes{count});
+    mask = torch::stable::new_empty(weight_tensor, Sizes{weight.rows, (weight.cols + 7) / 8},
+                                    ScalarType::Byte);
+    offsets = torch::stable::new_empty(weight_tensor, Sizes{weight.rows + 1}, ScalarType::Long);
+  }
+
+  std::uint8_t* mask_bytes() const { return static_cast<std::uint8_t*>(mask.data_ptr()); }
+  std::int64_t* offset_words() const { return static_cast<std::int64_t*>(offsets.data_ptr()); }
+};
+
+struct UnpackStreamArguments {
+  Stream stream;
+  Tensor weight;  // returned
+  MatrixView view;
+
+  UnpackStreamArguments(const char* op, const Tensor& values, const Tensor& mask,
+                        const Tensor& offsets, std::int64_t k)
+      : stream(stream_of(op, values, mask, offsets, k)),
+        weight(torch::stable::new_empty(values, Sizes{mask.size(0), k})),
+        view(weight_view(op, weight)) {}
+};
+
+struct LinearStreamArguments : Product {
+  Stream stream;
+
+  LinearStreamArguments(const char* op, const Tensor& x_tensor, const Tensor& values,
+                        const Tensor& mask, const Tensor& offsets,
+                        const std::optional<Tensor>& bias_tensor)
+      : Product(op, x_tensor), stream(stream_of(op, values, mask, offsets, x.view.cols)) {
+    finish(op, x_tensor, values, mask.size(0), bias_tensor);
   }
 };
 

@@ -3,7 +3,7 @@
 
 #include <tuple>
 
-#include "arguments.h"
+#include "dense_rows.h"
 #include "threads.h"
 
 namespace wanda_ext::bindings {
@@ -38,6 +38,15 @@ Tensor linear_bitmap(const Tensor& x, const Tensor& values, const Tensor& mask, 
                                    surplus_values);
   const ConstMatrixView& view = args.x.view;
   const ParallelFor threads = torch_threads();
+  if (view.rows > kMostOwnTokens && n > 0) {
+    linear_by_rows(
+        args.x, args.y, bias, n, kDenseBytes, [&](std::int64_t first, const MatrixView& weight) {
+          const Bitmap rows = args.packed.from_row(first);
+          check(op, wanda_ext::unpack_bitmap(rows.values, rows.mask, from_row(args.surplus, first),
+                                             weight, threads));
+        });
+    return args.y;
+  }
   const Tensor workspace =
       new_workspace(x, linear_bitmap_workspace(view.rows, n, view.cols, threads.threads));
   check(op, wanda_ext::linear_bitmap(view, args.packed.values, args.packed.mask, args.surplus,

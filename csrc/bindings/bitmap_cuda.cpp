@@ -7,18 +7,15 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
-#include <algorithm>
-#include <array>
 #include <tuple>
 
-#include "arguments.h"
+#include "dense_rows.h"
 #include "stream.h"
 
 namespace wanda_ext::bindings {
 namespace {
 
 using torch::stable::accelerator::DeviceGuard;
-using torch::stable::detail::from;
 
 constexpr std::int64_t kDenseBytes = std::int64_t{64} << 20;
 
@@ -44,41 +41,6 @@ Tensor unpack_bitmap(const Tensor& values, const Tensor& mask, std::int64_t n, s
   return args.weight;
 }
 
-// out = x @ weight.T (+ bias)
-void dense_linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
-                  const Tensor& out) {
-  std::array<StableIValue, 4> stack{from(x), from(weight), from(bias), from(out)};
-  TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("aten::linear", "out", stack.data(), TORCH_ABI_VERSION));
-  torch::stable::detail::to<Tensor>(stack[0]);  // a handle of out's, to be freed
-}
-
-void linear_by_tiles(const char* op, LinearBitmapArguments& args, std::optional<Tensor> bias,
-                     cudaStream_t stream) {
-  const std::int64_t m = args.x.view.rows, n = args.packed.n, k = args.packed.k;
-  const auto bytes = static_cast<std::int64_t>(size_of(args.packed.dtype));
-  const std::int64_t row_bytes = std::max<std::int64_t>(k * bytes, 1);
-  const std::int64_t tiles = std::max<std::int64_t>(kDenseBytes / row_bytes / kBitmapTileRows, 1);
-  const std::int64_t step = std::min(n, tiles * kBitmapTileRows);
-  const Tensor x = torch::stable::reshape(args.x.tensor, Sizes{m, k});
-  Tensor y = torch::stable::view(args.y, Sizes{m, n});
-  Tensor dense = torch::stable::new_empty(x, Sizes{step, k});
-  for (std::int64_t first = 0; first < n; first += step) {
-    const std::int64_t rows = std::min(step, n - first);
-    const std::int64_t tile = first / kBitmapTileRows * bitmap_column_tiles(k);
-    const char* values =
-        static_cast<const char*>(args.packed.values) + tile * kBitmapTileValues * bytes;
-    Surplus surplus = args.surplus;
-    if (surplus.rows != nullptr) surplus.rows += first;
-    const Tensor weight = torch::stable::narrow(dense, 0, 0, rows);
-    check(op, cuda::unpack_bitmap(values, args.packed.mask + tile * kBitmapTileMasks, surplus,
-                                  {weight.data_ptr(), rows, k, k, args.packed.dtype}, stream));
-    std::optional<Tensor> some;
-    if (bias.has_value()) some = torch::stable::narrow(*bias, 0, first, rows);
-    dense_linear(x, weight, some, torch::stable::narrow(y, 1, first, rows));
-  }
-}
-
 Tensor linear_bitmap(const Tensor& x, const Tensor& values, const Tensor& mask, std::int64_t n,
                      const std::optional<Tensor>& bias, const std::optional<Tensor>& surplus_rows,
                      const std::optional<Tensor>& surplus_columns,
@@ -92,7 +54,12 @@ Tensor linear_bitmap(const Tensor& x, const Tensor& values, const Tensor& mask, 
   const cudaStream_t stream = current_cuda_stream(op, values.get_device_index());
   const std::int64_t m = args.x.view.rows, k = args.packed.k;
   if (m > cuda::kMaxBitmapTokens && n > 0) {
-    linear_by_tiles(op, args, bias, stream);
+    linear_by_rows(args.x, args.y, bias, n, kDenseBytes,
+                   [&](std::int64_t first, const MatrixView& weight) {
+                     const Bitmap rows = args.packed.from_row(first);
+                     check(op, cuda::unpack_bitmap(rows.values, rows.mask,
+                                                   from_row(args.surplus, first), weight, stream));
+                   });
     return args.y;
   }
   const Tensor workspace = new_workspace(x, cuda::linear_bitmap_workspace(m, n, k));

@@ -58,6 +58,10 @@ inline const char* name_of(ScalarType type) {
       return "int16";
     case ScalarType::Int:
       return "int32";
+    case ScalarType::Long:
+      return "int64";
+    case ScalarType::Byte:
+      return "uint8";
     case ScalarType::Bool:
       return "bool";
     default:
@@ -187,6 +191,11 @@ inline Surplus surplus_of(const char* op, const std::optional<Tensor>& rows,
           static_cast<const std::uint16_t*>(columns->data_ptr()), values->data_ptr(), count};
 }
 
+inline Surplus from_row(Surplus surplus, std::int64_t row) {
+  if (surplus.rows != nullptr) surplus.rows += row;
+  return surplus;
+}
+
 // values [n16,k128,1024] and mask [n16,k128,64] of an [n,k] weight, checked against each other.
 struct Bitmap {
   std::int64_t n;
@@ -194,6 +203,14 @@ struct Bitmap {
   DType dtype;
   const void* values;
   const std::int32_t* mask;
+
+  // From a row on that starts a row of tiles.
+  Bitmap from_row(std::int64_t row) const {
+    const std::int64_t tile = row / kBitmapTileRows * bitmap_column_tiles(k);
+    const std::int64_t bytes = tile * kBitmapTileValues * static_cast<std::int64_t>(size_of(dtype));
+    return {n - row, k, dtype, static_cast<const char*>(values) + bytes,
+            mask + tile * kBitmapTileMasks};
+  }
 };
 
 inline Bitmap bitmap_of(const char* op, const Tensor& values, const Tensor& mask, std::int64_t n,
@@ -206,6 +223,21 @@ inline Bitmap bitmap_of(const char* op, const Tensor& values, const Tensor& mask
   check_tensor(op, "mask", mask, ScalarType::Int, {row_tiles, column_tiles, kBitmapTileMasks},
                values);
   return {n, k, dtype, values.data_ptr(), static_cast<const std::int32_t*>(mask.data_ptr())};
+}
+
+// values [count], mask [n,k/8] and offsets [n+1] of an [n,k] weight, checked against each other.
+inline Stream stream_of(const char* op, const Tensor& values, const Tensor& mask,
+                        const Tensor& offsets, std::int64_t k) {
+  check(k >= 0, op, "k must not be negative, got ", k);
+  check(values.dim() == 1, op, "values must be of shape [count], got ", text(sizes_of(values)));
+  check(mask.dim() == 2, op, "mask must be of shape [n, k/8], got ", text(sizes_of(mask)));
+  const std::int64_t n = mask.size(0), count = values.size(0);
+  dtype_of(op, "values", values);
+  check_tensor(op, "values", values, values.scalar_type(), {count}, values);
+  check_tensor(op, "mask", mask, ScalarType::Byte, {n, (k + 7) / 8}, values);
+  check_tensor(op, "offsets", offsets, ScalarType::Long, {n + 1}, values);
+  return {values.data_ptr(), static_cast<const std::uint8_t*>(mask.data_ptr()),
+          static_cast<const std::int64_t*>(offsets.data_ptr()), count};
 }
 
 }  // namespace wanda_ext::bindings

@@ -1,5 +1,5 @@
 // The one schema block. Kernels register beside their code: prune.cpp, sparse.cpp, bitmap.cpp,
-// *_cuda.cpp.
+// value_stream.cpp, *_cuda.cpp.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(wanda_ext, m) {
@@ -21,5 +21,10 @@ STABLE_TORCH_LIBRARY(wanda_ext, m) {
   m.def(
       "linear_bitmap(Tensor x, Tensor values, Tensor mask, int n, Tensor? bias=None, "
       "Tensor? surplus_rows=None, Tensor? surplus_columns=None, Tensor? surplus_values=None) "
+      "-> Tensor");
+  m.def("pack_stream(Tensor weight, int count) -> (Tensor, Tensor, Tensor)");
+  m.def("unpack_stream(Tensor values, Tensor mask, Tensor offsets, int k) -> Tensor");
+  m.def(
+      "linear_stream(Tensor x, Tensor values, Tensor mask, Tensor offsets, Tensor? bias=None) "
       "-> Tensor");
 }

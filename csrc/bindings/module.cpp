@@ -1,8 +1,10 @@
-// The Python module wanda_ext._C: importing it registers the ops (library.cpp); its one function
-// says what this binary is. Tensors never cross here, only through torch.ops.
+// The Python module wanda_ext._C: importing it registers the ops (library.cpp); its
+// functions say what this binary is and which kernels it runs. Tensors never cross here, only
+// through torch.ops.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cstdlib>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -43,14 +45,16 @@ pybind11::dict build_info() {
   return info;
 }
 
+void check(const wanda_ext::Status& status) {
+  if (!status.ok()) throw std::runtime_error(std::string("wanda_ext.") + status.message);
+}
+
+void use_cpu_kernels(const std::string& name) { check(wanda_ext::use_cpu_kernels(name.c_str())); }
+
 #if defined(WANDA_EXT_WITH_CUDA)
 // --- Which kernel linear_24 runs -----------------------------------------------------------------
 
 namespace cuda = wanda_ext::cuda;
-
-void check(const wanda_ext::Status& status) {
-  if (!status.ok()) throw std::runtime_error(std::string("wanda_ext.") + status.message);
-}
 
 wanda_ext::DType dtype_of(const std::string& name) {
   for (const auto dtype :
@@ -106,6 +110,9 @@ void add_linear_24_kernels(const pybind11::capsule& table) {
 PYBIND11_MODULE(_C, module) {
   module.doc() = "Native ops of wanda_ext, registered as torch.ops.wanda_ext on import.";
   module.def("build_info", &build_info, "What this binary was built with and for.");
+  module.def("cpu_kernels", &wanda_ext::cpu_kernels, "The set of kernels that CPU products run.");
+  module.def("use_cpu_kernels", &use_cpu_kernels, "Another set; while no product runs.");
+  if (const char* name = std::getenv("WANDA_EXT_CPU_KERNELS")) use_cpu_kernels(name);
 #if defined(WANDA_EXT_WITH_CUDA)
   module.def("linear_24_kernels", &linear_24_kernels, "Their names; a kernel is its index.");
   module.def("set_linear_24_rules", &set_linear_24_rules,

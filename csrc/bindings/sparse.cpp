@@ -3,7 +3,7 @@
 
 #include <tuple>
 
-#include "arguments.h"
+#include "dense_rows.h"
 #include "threads.h"
 
 namespace wanda_ext::bindings {
@@ -34,12 +34,32 @@ Tensor order_meta_24(const Tensor& meta, std::int64_t n, std::int64_t k, std::in
   return args.moved;
 }
 
+// meta in canonical order, which alone can be cut at a row.
+Tensor canonical(const Packed& packed, const Tensor& meta) {
+  if (packed.order == MetaOrder::kCanonical) return meta;
+  return order_meta_24(meta, packed.n, packed.k, static_cast<int>(packed.order), 0);
+}
+
 Tensor linear_24(const Tensor& x, const Tensor& values, const Tensor& meta, std::int64_t order,
                  const std::optional<Tensor>& bias) {
   const char* op = "linear_24";
   const LinearArguments args(op, x, values, meta, order, bias);
   const Packed& packed = args.packed;
   const ParallelFor threads = torch_threads();
+  if (args.x.view.rows > kMostOwnTokens && packed.n > 0) {
+    const Tensor by_rows = canonical(packed, meta);
+    linear_by_rows(
+        args.x, args.y, bias, packed.n, kDenseBytes,
+        [&](std::int64_t first, const MatrixView& weight) {
+          const auto* words = static_cast<const std::int16_t*>(by_rows.data_ptr());
+          const auto bytes = static_cast<std::int64_t>(size_of(packed.dtype));
+          const std::int64_t value = first * packed.k / 2;
+          check(op, wanda_ext::unpack_24(static_cast<const char*>(packed.values) + value * bytes,
+                                         words + first * packed.k / kColumnsPerMeta,
+                                         MetaOrder::kCanonical, weight, threads));
+        });
+    return args.y;
+  }
   const Tensor workspace =
       new_workspace(x, linear_24_workspace(args.x.view.rows, packed.n, packed.k, threads.threads));
   check(op, wanda_ext::linear_24(args.x.view, packed.values, packed.meta, packed.order, args.bias,

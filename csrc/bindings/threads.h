@@ -7,6 +7,11 @@
 
 namespace wanda_ext::bindings {
 
+// More tokens than these on the CPU are multiplied by torch's own dense product, by rows unpacked
+// into a workspace of so many bytes.
+constexpr std::int64_t kMostOwnTokens = 64;
+constexpr std::int64_t kDenseBytes = std::int64_t{4} << 20;
+
 // Inside a parallel region of torch, torch runs every chunk on the calling thread.
 inline ParallelFor torch_threads() {
   auto run = [](void*, std::int64_t chunks, ParallelFor::Body body, void* context) {

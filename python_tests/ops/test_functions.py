@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from fresh_python import run_python
 from op_cases import DTYPES, KINDS, bits, generator, norms, rows_apart, two_of_four, uneven, values
 from torch import Tensor
 
@@ -173,10 +174,10 @@ def test_pack_keeps_nan_and_reports_rows_that_are_not_2_of_4(dtype: torch.dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("m", [0, 1, 2, 5, 33])
+@pytest.mark.parametrize("m", [0, 1, 2, 5, 33, 70, 300])
 @pytest.mark.parametrize("n, k", [(1, 16), (9, 48), (70, 272), (130, 1024), (0, 16), (3, 0)])
 def test_linear_is_within_the_rounding_of_fp32_sums(
-    m: int, n: int, k: int, dtype: torch.dtype
+    m: int, n: int, k: int, dtype: torch.dtype, cpu_kernels: str
 ) -> None:
     g = generator("linear", m, n, k)
     weight = two_of_four(n, k, dtype, "normal", g)
@@ -206,6 +207,18 @@ def test_linear_takes_any_leading_shape() -> None:
     assert ops.linear_24(x[0, 0], packed, meta).shape == (24,)
 
 
+def test_the_environment_forces_a_set_of_kernels() -> None:
+    code = "import wanda_ext.ops; from wanda_ext import _C; print(_C.cpu_kernels())"
+    for name in ("plain", "sse9"):
+        forced = f"import os; os.environ['WANDA_EXT_CPU_KERNELS'] = {name!r}; "
+        done = run_python(forced + code)
+        if name == "plain":
+            assert done.stdout == "plain\n"
+        else:
+            assert "this build and processor have" in done.stderr
+            assert "plain, got sse9" in done.stderr
+
+
 def results_of_all_ops() -> list[Tensor]:
     g = generator("all ops")
     x, weight = torch.randn(700, 512, generator=g), torch.randn(300, 512, generator=g)
@@ -221,7 +234,7 @@ def results_of_all_ops() -> list[Tensor]:
         by_groups,
         packed,
         meta,
-        *(ops.linear_24(x[:m], packed, meta) for m in (1, 700)),
+        *(ops.linear_24(x[:m], packed, meta) for m in (1, 60)),
     ]
 
 

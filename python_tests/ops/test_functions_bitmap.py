@@ -71,10 +71,10 @@ def test_nan_and_infinity_are_kept() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("m", [0, 1, 3, 4, 5, 33])
+@pytest.mark.parametrize("m", [0, 1, 3, 4, 5, 33, 300])
 @pytest.mark.parametrize("n, k", [*SHAPES, (70, 1024)])
 def test_linear_is_within_the_rounding_of_fp32_sums(
-    m: int, n: int, k: int, dtype: torch.dtype
+    m: int, n: int, k: int, dtype: torch.dtype, cpu_kernels: str
 ) -> None:
     g = generator("linear bitmap", m, n, k)
     weight = bitmap_of_32(n, k, dtype, "normal", g)

@@ -25,6 +25,8 @@ def op_arguments() -> dict[str, list[tuple[Any, ...]]]:
     record = bitmap_of_32(6, 48, torch.float32, "normal", g)
     bitmap = reference.pack_bitmap(record)
     _, *surplus = surplus_of(record, g)
+    count = int(record.count_nonzero())
+    stream = reference.pack_stream(record, count)
     return {
         "input_sumsq_": [(acc, x), (acc, x.bfloat16(), keep), (acc, x.transpose(0, 1))],
         "prune_rows_": [
@@ -47,6 +49,13 @@ def op_arguments() -> dict[str, list[tuple[Any, ...]]]:
             (x, *bitmap, 6),
             (x.clone().requires_grad_(), *bitmap, 6, bias, *surplus),
             (x.half(), bitmap[0].half(), bitmap[1], 6, bias.detach().half()),
+        ],
+        "pack_stream": [(record, count), (record[:, :0], 0)],
+        "unpack_stream": [(*stream, 48)],
+        "linear_stream": [
+            (x, *stream),
+            (x.clone().requires_grad_(), *stream, bias),
+            (x.half(), stream[0].half(), *stream[1:], bias.detach().half()),
         ],
     }
 
@@ -140,6 +149,25 @@ def test_linear_bitmap_has_the_gradients_of_its_dense_twin(
         torch.testing.assert_close(bias.grad, dense_bias.grad)
         if dtype == torch.float32:
             torch.testing.assert_close(x.grad, dense_x.grad)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_linear_stream_has_the_gradients_of_its_dense_twin(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    g = generator("stream grad")
+    weight = bitmap_of_32(70, 40, dtype, "normal", g)
+    packed = ops.pack_stream(weight, int(weight.count_nonzero()))
+    grad_y = torch.randn(2, 3, 70, generator=g).to(dtype)
+    leaves = [torch.randn(2, 3, 40, generator=g).to(dtype), torch.randn(70, generator=g).to(dtype)]
+    dense_x, dense_bias = (leaf.clone().requires_grad_() for leaf in leaves)
+    torch.nn.functional.linear(dense_x, weight, dense_bias).backward(grad_y)
+    for limit in (1, 64 << 20):  # 16 rows at a time, all of them
+        monkeypatch.setattr("wanda_ext.ops.register.BACKWARD_BYTES", limit)
+        x, bias = (leaf.clone().requires_grad_() for leaf in leaves)
+        ops.linear_stream(x, *packed, bias).backward(grad_y)
+        torch.testing.assert_close(x.grad, dense_x.grad, atol=0.05, rtol=0.02)
+        torch.testing.assert_close(bias.grad, dense_bias.grad)
 
 
 def test_linear_passes_gradcheck() -> None:

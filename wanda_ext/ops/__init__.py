@@ -1,4 +1,4 @@
-"""The ten ops: one typed Python function per op, its checks and its fake.
+"""The ops: one typed Python function per op, its checks and its fake.
 
 What an op takes is checked here; what it does is C++ (csrc/include/wanda_ext/ops.h has the
 contract). The same in plain PyTorch, the oracle of the tests, is `wanda_ext.reference`. An op
@@ -15,14 +15,17 @@ from wanda_ext.ops.functions import (
     input_sumsq_,
     linear_24,
     linear_bitmap,
+    linear_stream,
     order_meta_24,
     pack_24,
     pack_bitmap,
+    pack_stream,
     prune_nm_,
     prune_rows_,
     supports,
     unpack_24,
     unpack_bitmap,
+    unpack_stream,
 )
 from wanda_ext.ops.register import bitmap_tiles
 
@@ -36,12 +39,15 @@ __all__ = [
     "input_sumsq_",
     "linear_24",
     "linear_bitmap",
+    "linear_stream",
     "order_meta_24",
     "pack_24",
     "pack_bitmap",
+    "pack_stream",
     "prune_nm_",
     "prune_rows_",
     "supports",
     "unpack_24",
     "unpack_bitmap",
+    "unpack_stream",
 ]

@@ -119,6 +119,15 @@ def check_surplus(
     check_dense(op, "surplus_values", entries, (like.dtype,), tuple(columns.shape), like)
 
 
+def check_stream(op: str, values: Tensor, mask: Tensor, offsets: Tensor, k: int) -> None:
+    if k < 0:
+        refuse(op, f"expected k >= 0, got {k}")
+    check_dense(op, "values", values, FLOATS, tuple(values.shape[:1]))
+    n = mask.shape[0] if mask.dim() else 0
+    check_dense(op, "mask", mask, (torch.uint8,), (n, -(-k // 8)), values)
+    check_dense(op, "offsets", offsets, (torch.int64,), (n + 1,), values)
+
+
 def check_input(op: str, x: Tensor, k: int, bias: Tensor | None, n: int, values: Tensor) -> None:
     check(op, "x", x, (values.dtype,), None, values)
     if x.dim() < 1 or x.shape[-1] != k:

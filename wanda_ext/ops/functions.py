@@ -1,4 +1,4 @@
-"""The ten ops as typed functions: what they take is checked here, what they do is C++.
+"""The ops as typed functions: what they take is checked here, what they do is C++.
 
 y[m, n] = x[m, k] @ W[n, k].T. Scores are S = |W| * input_norm, input_norm[k] = sqrt(sum over tokens
 of x[m, k]^2) (Wanda, arXiv:2306.11695, section 3). Every op has a fake kernel, so `torch.compile`
@@ -24,6 +24,7 @@ from wanda_ext.ops.checks import (
     check_order,
     check_packed,
     check_pruned,
+    check_stream,
     check_surplus,
     check_weight,
     refuse,
@@ -241,6 +242,58 @@ def linear_bitmap(
     check_surplus(op, *surplus, n, x.shape[-1], values)
     check_frozen(op, values, surplus_values)
     y: Tensor = _kernels.linear_bitmap(x, values, mask, n, bias, *surplus)
+    return y
+
+
+def pack_stream(weight: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Any weight as the non-zeros of its rows, a bit for each column, and where each row starts.
+
+    Columns ascend; column c is bit c % 8 of byte c // 8 of its row. -0.0 is a zero. The layout that
+    compressed-tensors published as sparse-bitmask. count is that of the non-zeros,
+    `int(torch.count_nonzero(weight))`; RuntimeError where it is not.
+
+    Shapes: weight [n, k] float, unit column stride, any n and k -> values [count], mask [n, k/8]
+    uint8, rounded up, offsets [n + 1] int64.
+    """
+    op = "pack_stream"
+    check_weight(op, weight, None)
+    if not 0 <= count <= weight.numel():
+        refuse(op, f"expected 0 <= count <= {weight.numel()}, got {count}")
+    values, mask, offsets = _kernels.pack_stream(weight.detach(), count)
+    return values, mask, offsets
+
+
+def unpack_stream(values: Tensor, mask: Tensor, offsets: Tensor, k: int) -> Tensor:
+    """The dense weight again: the exact inverse of `pack_stream`.
+
+    For rows [i, j) pass mask[i:j] and offsets[i : j + 1].
+
+    Shapes: values [count] float, mask [n, k/8] uint8, rounded up, offsets [n + 1] int64 -> weight
+    [n, k].
+    """
+    op = "unpack_stream"
+    check_stream(op, values, mask, offsets, k)
+    weight: Tensor = _kernels.unpack_stream(values.detach(), mask, offsets, k)
+    return weight
+
+
+def linear_stream(
+    x: Tensor, values: Tensor, mask: Tensor, offsets: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    """y = x @ W.T (+ bias) with W [n, k] packed as by `pack_stream`.
+
+    fp32 accumulation, y of the dtype of x. Differentiable in x and bias as `linear_24`.
+
+    Shapes: x [..., k], values, mask and offsets as of `unpack_stream`, bias [n] -> y [..., n].
+    """
+    op = "linear_stream"
+    check(op, "x", x, FLOATS)
+    if x.dim() < 1:
+        refuse(op, "x: expected [..., k], got a scalar")
+    check_stream(op, values, mask, offsets, x.shape[-1])
+    check_input(op, x, x.shape[-1], bias, mask.shape[0], values)
+    check_frozen(op, values)
+    y: Tensor = _kernels.linear_stream(x, values, mask, offsets, bias)
     return y
 
 

@@ -6,7 +6,8 @@
 //
 // Every function checks its arguments and returns a Status; none throws, allocates device memory or
 // synchronises. Masks, packed data and input_sumsq have the same bits on every thread count, ISA
-// and device: nothing is contracted to fma, and every sum follows the tree written here.
+// and device: nothing is contracted to fma, and every sum follows the tree written here. Products
+// (linear_*) do not: see there.
 //
 // Sparsity is keep of group: 2:4 keeps 2 of every 4 consecutive columns of a row. Scores compare as
 // fp32 |W| * norm (one rounding). Of equal scores the lower column is pruned first. A kept -0.0 is
@@ -69,9 +70,19 @@ Status order_meta_24(const std::int16_t* src, MetaOrder src_order, std::int16_t*
                      MetaOrder dst_order, std::int64_t n, std::int64_t k,
                      const ParallelFor& parallel);
 
+// The products. One kernel family for all formats, one set of kernels for each instruction set;
+// which kernel of a set runs depends on dtype, m and k. The same bits for any number of threads,
+// and within rounding (fp32 accumulation) of those of another set. A pruned column of x may meet
+// its zero or not: an infinite or NaN element of x reaches y through the columns that are not zero,
+// and may through others. bf16 denormals may count as zeros.
+//
+// The sets: "amx", "avx512_bf16", "avx512", "avx2", "plain". The fastest that the processor has is
+// used, until another is asked for, while no product runs.
+Status use_cpu_kernels(const char* name);
+const char* cpu_kernels();
+
 // y [m,n] = x [m,k] @ W^T (+ bias [n]), W packed as by pack_24 with meta in `order`; x, values,
-// bias and y of one dtype, fp32 accumulation in an order that depends on k alone.
-// A pruned column of x is not multiplied: where dense makes a NaN of 0 * inf, y stays finite.
+// bias and y of one dtype.
 // workspace: linear_24_workspace(m, n, k, parallel.threads) bytes, 64-byte aligned.
 std::size_t linear_24_workspace(std::int64_t m, std::int64_t n, std::int64_t k, int threads);
 Status linear_24(ConstMatrixView x, const void* values, const std::int16_t* meta, MetaOrder order,
@@ -104,16 +115,41 @@ Status unpack_bitmap(const void* values, const std::int32_t* mask, const Surplus
                      MatrixView weight, const ParallelFor& parallel);
 
 // y [m,n] = x [m,k] @ W^T (+ bias [n]), W packed as by pack_bitmap, with its surplus; x, values,
-// surplus, bias and y of one dtype, fp32 accumulation in an order that depends on m, k and the
-// surplus of a row alone. A pruned column of x may meet its zero or not: an infinite or NaN element
-// of x reaches y through the columns that are not zero, and may through others.
+// surplus, bias and y of one dtype.
 // workspace: linear_bitmap_workspace(m, n, k, parallel.threads) bytes, 64-byte aligned.
 std::size_t linear_bitmap_workspace(std::int64_t m, std::int64_t n, std::int64_t k, int threads);
 Status linear_bitmap(ConstMatrixView x, const void* values, const std::int32_t* mask,
                      const Surplus& surplus, const void* bias, MatrixView y, void* workspace,
                      const ParallelFor& parallel);
 
-// The same ops on device memory and the caller's stream, capturable in a CUDA graph.
+// Any weight as the stream of its non-zeros: those of a row one after the other, columns ascending;
+// a bit for each column, the lowest column of eight in the lowest bit; where the values of a row
+// start. The layout that compressed-tensors published as sparse-bitmask. offsets[0] need not be 0:
+// of a view of some rows it is offsets + first. Where offsets and mask disagree nothing outside of
+// the arguments is read, but what such a row then holds is up to the op.
+struct Stream {
+  const void* values = nullptr;           // [count]
+  const std::uint8_t* mask = nullptr;     // [n, k/8 rounded up]
+  const std::int64_t* offsets = nullptr;  // [n + 1]
+  std::int64_t count = 0;
+};
+
+// values [count], mask and offsets from a weight with `count` non-zeros; another number of them is
+// an error. -0.0 is a zero.
+Status pack_stream(ConstMatrixView weight, std::int64_t count, void* values, std::uint8_t* mask,
+                   std::int64_t* offsets, const ParallelFor& parallel);
+
+// The exact inverse: weight [n,k].
+Status unpack_stream(const Stream& stream, MatrixView weight, const ParallelFor& parallel);
+
+// y [m,n] = x [m,k] @ W^T (+ bias [n]), W packed as by pack_stream; x, values, bias and y of one
+// dtype. workspace: linear_stream_workspace(m, n, k, parallel.threads) bytes, 64-byte aligned.
+std::size_t linear_stream_workspace(std::int64_t m, std::int64_t n, std::int64_t k, int threads);
+Status linear_stream(ConstMatrixView x, const Stream& stream, const void* bias, MatrixView y,
+                     void* workspace, const ParallelFor& parallel);
+
+// The same ops (but for streams) on device memory and the caller's stream, capturable in a CUDA
+// graph.
 namespace cuda {
 
 // workspace: input_sumsq_workspace(m, k) bytes of device memory.
