@@ -17,7 +17,6 @@ import copy
 import fcntl
 import fnmatch
 import json
-import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,12 +25,12 @@ from functools import partial
 from typing import Any
 
 import torch
-import transformers
 
 import harness
 import real_sources
 import wanda_ext
 from demo_runs import plot
+from wanda_ext.checkpoint import load_pretrained, load_tokenizer
 from wanda_ext.packed import pack
 from wanda_ext.quality import evaluate_text, evaluation_text, repair
 
@@ -107,17 +106,20 @@ class Bench:
         self.folder = real_sources.model_folder(model)
         self.windows = windows
         self.texts = texts  # to be judged on
-        self.tokenizer = transformers.AutoTokenizer.from_pretrained(self.folder)
+        self.tokenizer = load_tokenizer(self.folder)
 
     def load(self) -> Any:
-        return transformers.AutoModelForCausalLM.from_pretrained(
-            self.folder, dtype=torch.bfloat16
-        ).eval()
+        model, _ = load_pretrained(self.folder, dtype=torch.bfloat16)
+        return model.eval()
 
     def run(self, cell: Cell) -> dict[str, Any]:
         """Prunes and measures."""
         model = self.load()
-        row: dict[str, Any] = {"name": cell.name, **asdict(cell)}
+        row: dict[str, Any] = {
+            "name": cell.name,
+            **asdict(cell),
+            "threads": torch.get_num_threads(),
+        }
         if cell.method != "dense":
             row |= self._prune(model, cell)
         protocol = cell.protocol if cell.method == "dense" else "model"
@@ -160,7 +162,6 @@ class Bench:
             row |= clock.read("repair")
         row["prune_forwards"] = row["prune_cpu_seconds"] / forward["cpu_seconds"]
         row |= {"dense_forward": forward, "zeros": report.sparsity, **bytes_of(model, report)}
-        row["peak_memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         return row
 
     @torch.inference_mode()
@@ -199,7 +200,7 @@ def bytes_of(model: Any, report: Any) -> dict[str, int]:
         except ValueError:
             packed += weight.nbytes
     whole = sum(parameter.nbytes for parameter in model.parameters())
-    return {"linears": dense, "linears_packed": packed, "model": whole}
+    return {"linears": dense, "linears_packed": packed, "whole_model": whole}
 
 
 # --- Results --------------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ NOT_RUN = {  # how many blocks of the documents cannot run here, by reason
     "needs a GPU": 4,
     "needs the network": 2,
     "needs two machines": 1,
+    "takes hours, and fetches the models": 1,
     "takes minutes": 8,
     "builds the package": 1,
 }
