@@ -61,7 +61,7 @@ REFUSED: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: ops.linear_24(X, V, META, 0, NORM), ValueError, r"bias: .*\[4\], got \[32\]"),
     (lambda: ops.linear_24(X, V, META, 0, zeros(4, dtype=BF16)), TypeError, r"bias: .*bfloat16"),
     (lambda: ops.linear_24(X, V.clone().requires_grad_(), META), ValueError, r"no gradient"),
-    (lambda: ops.supports("linear", "cpu"), ValueError, r"linear_bitmap, got 'linear'"),
+    (lambda: ops.supports("linear", "cpu"), ValueError, r"linear_stream, got 'linear'"),
 ]
 
 # The same through torch.ops, where the bindings check.

@@ -131,8 +131,8 @@ class WandaExtQuantizer(HfQuantizer):
         if checkpoint_files:  # None: from_pretrained was given a state_dict
             _check_inside(Path(str(model.name_or_path)), checkpoint_files)
             headers = read_headers(Path(file) for file in checkpoint_files)
-            check_floats(model.name_or_path, headers)
             check_headers(headers, self.quantization_config)
+            check_floats(model.name_or_path, headers)
             self._take_places(model, headers)
             return
         prefix = f"{model.base_model_prefix}."

@@ -109,7 +109,6 @@ def open_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
             f"{folder}: {INDEX} lists {absent[0]}, which no file holds; copy or download it again"
         )
     headers = {name: headers[name] for name in sorted(headers, key=Loading.dot_natural_key)}
-    check_floats(folder, headers)
     packed = None if entry is None else WandaExtConfig(**entry)
     checkpoint = Checkpoint(folder, config, packed, index, headers)
     if packed is not None:
@@ -119,6 +118,7 @@ def open_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
             f"{folder}: the files hold packed linears, but config.json has no quantization_config; "
             "restore its config.json"
         )
+    check_floats(folder, headers)
     return checkpoint
 
 
