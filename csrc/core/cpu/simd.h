@@ -24,8 +24,8 @@
 #endif
 #endif
 
-// Where a file of one instruction set can be compiled (records_*.cpp): the set is chosen when an op is
-// called, so that sanitizers and other C libraries do not matter.
+// Where a file of one instruction set can be compiled (records_*.cpp): the set is chosen when an op
+// is called, so that sanitizers and other C libraries do not matter.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 11
 #define WANDA_EXT_X86_FILES
 #endif
