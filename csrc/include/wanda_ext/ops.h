@@ -60,7 +60,8 @@ Status prune_nm(MatrixView weight, const float* input_norm, int keep, int group,
 Status pack_24(ConstMatrixView weight, void* values, std::int16_t* meta, std::int32_t* bad,
                const ParallelFor& parallel);
 
-// The exact inverse: weight [n,k] from values [n,k/2] and meta in `order`.
+// The exact inverse: weight [n,k] from values [n,k/2] and meta in `order`. Where meta is not what
+// pack_24 makes nothing outside of the arguments is read, but the weight is up to the op.
 Status unpack_24(const void* values, const std::int16_t* meta, MetaOrder order, MatrixView weight,
                  const ParallelFor& parallel);
 

@@ -16,8 +16,11 @@ void test_same_bits(Random& random, DType dtype, MetaOrder order, std::int64_t n
   values.fill(random);
   std::vector<std::int16_t> meta(
       static_cast<std::size_t>(padded_rows_24(order, n) * padded_cols_24(order, k) / 16));
-  for (std::int16_t& word : meta) {  // any bits: what no packed matrix holds is unpacked alike
-    word = static_cast<std::int16_t>(random.next());
+  constexpr unsigned kGroups[] = {0x4, 0x8, 0xc, 0x9, 0xd, 0xe};  // the first column, the second
+  for (std::int16_t& word : meta) {
+    unsigned bits = 0;
+    for (int group = 0; group < 4; ++group) bits = bits << 4 | kGroups[random.below(6)];
+    word = static_cast<std::int16_t>(bits);
   }
   const std::size_t skipped = static_cast<std::size_t>(skip) * size_of(dtype);
   const void* data = static_cast<char*>(values.view().data) + skipped;
