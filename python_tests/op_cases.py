@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import zlib
 
+import pytest
 import torch
 from torch import Tensor
 
-from wanda_ext import _C
+from wanda_ext import _C, ops
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 KINDS = ("normal", "ties", "zeros", "denormal", "large", "powers")
@@ -102,3 +103,14 @@ def bits(tensor: Tensor) -> Tensor:
     """The tensor as integers: tells -0.0 from +0.0 and one NaN from another."""
     integer = {8: torch.int64, 4: torch.int32, 2: torch.int16}[tensor.element_size()]
     return tensor.contiguous().view(integer)
+
+
+def assert_refused(
+    name: str, arguments: tuple[object, ...], error: type[Exception], message: str
+) -> None:
+    """By the checks of `wanda_ext.ops` with this message, and by the op itself."""
+    with pytest.raises(error, match=rf"wanda_ext\.{name}: {message}"):
+        getattr(ops, name)(*arguments)
+    if "no gradient" not in message:  # torch.ops has no say in that
+        with pytest.raises(RuntimeError, match=rf"wanda_ext\.{name}: "):
+            getattr(torch.ops.wanda_ext, name)(*arguments)
